@@ -1,0 +1,233 @@
+//! The network configuration on stdin, checked.
+//!
+//! DEL and GC read its head only: they work from the host's own records, so nothing else in it may
+//! keep them from cleaning up.
+
+use serde_json::{Map, Value};
+
+use crate::code::Code;
+use crate::fields::{FieldError, Fields};
+use crate::head::{self, HeadError};
+use crate::result::{AddResult, Dns, ResultError};
+use crate::runtime_config::RuntimeConfig;
+use crate::version::{SpecVersion, Verb};
+
+/// The network configuration of one call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetConf {
+    /// `cniVersion`: the version to answer in.
+    pub cni_version: SpecVersion,
+    /// `name` of the network; empty only with VERSION.
+    pub name: String,
+    /// `type`, the name of the plugin's binary.
+    pub plugin_type: String,
+    /// What the administrator set.
+    pub options: Options,
+    /// `runtimeConfig`: what the runtime asks for this pod.
+    pub runtime: RuntimeConfig,
+    /// `prevResult`: what the plugins before this one made.
+    pub previous: Option<AddResult>,
+    /// `cni.dev/valid-attachments`, with GC: all others are to be removed. `None` removes nothing.
+    pub valid_attachments: Option<Vec<AttachmentName>>,
+}
+
+/// The configuration fields of the reference's bridge plugin, each as given.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Options {
+    /// `bridge`.
+    pub bridge: Option<String>,
+    /// `mtu`. **Units** bytes. **Bounds** 68 to 65,535; 0 means unset.
+    pub mtu_bytes: Option<u16>,
+    /// `isGateway`.
+    pub is_gateway: Option<bool>,
+    /// `isDefaultGateway`.
+    pub is_default_gateway: Option<bool>,
+    /// `forceAddress`.
+    pub force_address: Option<bool>,
+    /// `ipMasq`.
+    pub ip_masq: Option<bool>,
+    /// `hairpinMode`.
+    pub hairpin_mode: Option<bool>,
+    /// `promiscMode`.
+    pub promisc_mode: Option<bool>,
+    /// `ipam`, as given.
+    pub ipam: Option<Map<String, Value>>,
+    /// `args`, as given.
+    pub args: Option<Map<String, Value>>,
+    /// `dns`.
+    pub dns: Dns,
+}
+
+/// What the runtime calls one attachment.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttachmentName {
+    /// CNI_CONTAINERID of its ADD.
+    pub container_id: String,
+    /// CNI_IFNAME of its ADD.
+    pub ifname: String,
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not JSON.
+    #[error("network configuration on stdin is not valid JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// JSON, but no object.
+    #[error("network configuration on stdin is not a JSON object; it starts with {0:?}")]
+    NotAnObject(String),
+    /// Name, version or verb.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// A field of the configuration has the wrong type.
+    #[error("network configuration: {0}")]
+    Type(#[source] FieldError),
+    /// A field asks for something senseless.
+    #[error("network configuration: {0}")]
+    Value(#[source] FieldError),
+    /// `prevResult` cannot be read.
+    #[error("network configuration: {0}")]
+    Previous(#[source] ResultError),
+    /// CHECK came without `prevResult`.
+    #[error("CHECK of network {0:?} needs the \"prevResult\" of its ADD")]
+    PreviousMissing(String),
+    /// STATUS: what an ADD with this configuration would be refused for.
+    #[error("no ADD can be served with this configuration: {0}")]
+    Unusable(#[source] Box<ConfigError>),
+}
+
+impl ConfigError {
+    /// The code it is answered with.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Json(_) | Self::NotAnObject(_) | Self::Type(_) | Self::Previous(_) => Code::Decode,
+            Self::Head(error) => error.code(),
+            Self::Value(_) | Self::PreviousMissing(_) => Code::InvalidConfig,
+            Self::Unusable(_) => Code::Unavailable,
+        }
+    }
+}
+
+impl NetConf {
+    /// Reads what this verb needs of a configuration.
+    ///
+    /// **Errors** in this order: JSON, types of the head, name, version, verb, then the other fields.
+    pub fn decode(stdin: &[u8], verb: Verb) -> Result<Self, ConfigError> {
+        let document: Value = serde_json::from_slice(stdin)?;
+        let Some(map) = document.as_object() else {
+            return Err(ConfigError::NotAnObject(document.to_string().chars().take(16).collect()));
+        };
+        let fields = Fields::root(map);
+        let mut config = Self::decode_head(&fields, verb)?;
+        match verb {
+            Verb::Version | Verb::Del => {}
+            Verb::Gc => config.valid_attachments = read_valid_attachments(&fields).map_err(ConfigError::Type)?,
+            Verb::Status => config.decode_rest(&fields).map_err(|error| ConfigError::Unusable(Box::new(error)))?,
+            Verb::Add => config.decode_rest(&fields)?,
+            Verb::Check => {
+                config.decode_rest(&fields)?;
+                if config.previous.is_none() {
+                    return Err(ConfigError::PreviousMissing(config.name));
+                }
+            }
+        }
+        Ok(config)
+    }
+
+    /// The configuration of a VERSION call, of which only the version is asked, and that not strictly.
+    #[must_use]
+    pub fn for_version(stdin: &[u8]) -> Self {
+        Self::empty(answer_version(stdin))
+    }
+
+    fn empty(cni_version: SpecVersion) -> Self {
+        Self {
+            cni_version,
+            name: String::new(),
+            plugin_type: String::new(),
+            options: Options::default(),
+            runtime: RuntimeConfig::default(),
+            previous: None,
+            valid_attachments: None,
+        }
+    }
+
+    fn decode_head(fields: &Fields<'_>, verb: Verb) -> Result<Self, ConfigError> {
+        let name = fields.text("name").map_err(ConfigError::Type)?;
+        let text = fields.text("cniVersion").map_err(ConfigError::Type)?;
+        let version = head::check(name, text, verb)?;
+        let plugin_type = fields.text("type").map_err(ConfigError::Type)?.unwrap_or_default().to_owned();
+        Ok(Self { name: name.unwrap_or_default().to_owned(), plugin_type, ..Self::empty(version) })
+    }
+
+    fn decode_rest(&mut self, fields: &Fields<'_>) -> Result<(), ConfigError> {
+        self.options = Options::read(fields).map_err(ConfigError::Type)?;
+        if let Some(runtime) = fields.object("runtimeConfig").map_err(ConfigError::Value)? {
+            self.runtime = RuntimeConfig::read(&runtime).map_err(ConfigError::Value)?;
+        }
+        if let Some(previous) = fields.value("prevResult") {
+            self.previous = Some(AddResult::parse(previous, self.cni_version).map_err(ConfigError::Previous)?);
+        }
+        Ok(())
+    }
+}
+
+impl Options {
+    fn read(fields: &Fields<'_>) -> Result<Self, FieldError> {
+        const MTU: &str = "a number of bytes from 68 to 65535";
+        let mtu_bytes = fields.unsigned::<u16>("mtu", MTU)?.filter(|mtu| *mtu != 0);
+        if let Some(value) = fields.value("mtu").filter(|_| mtu_bytes.is_some_and(|mtu| mtu < 68)) {
+            return Err(FieldError::new("mtu", MTU, value));
+        }
+        let object = |key: &str| match fields.value(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map.clone())),
+            Some(other) => Err(FieldError::new(key, "an object", other)),
+        };
+        Ok(Self {
+            bridge: fields.text("bridge")?.map(str::to_owned),
+            mtu_bytes,
+            is_gateway: fields.boolean("isGateway")?,
+            is_default_gateway: fields.boolean("isDefaultGateway")?,
+            force_address: fields.boolean("forceAddress")?,
+            ip_masq: fields.boolean("ipMasq")?,
+            hairpin_mode: fields.boolean("hairpinMode")?,
+            promisc_mode: fields.boolean("promiscMode")?,
+            ipam: object("ipam")?,
+            args: object("args")?,
+            dns: fields.object("dns")?.map(|dns| Dns::read(&dns)).transpose()?.unwrap_or_default(),
+        })
+    }
+}
+
+/// The version to answer in, however broken the rest of the configuration is: its own if it is one
+/// of ours, else the latest.
+#[must_use]
+pub fn answer_version(stdin: &[u8]) -> SpecVersion {
+    let document: Value = serde_json::from_slice(stdin).unwrap_or_default();
+    let Some(map) = document.as_object() else { return SpecVersion::LATEST };
+    let text = Fields::root(map).text("cniVersion").map(Option::unwrap_or_default);
+    text.ok().and_then(SpecVersion::parse).unwrap_or(SpecVersion::LATEST)
+}
+
+/// The list that keeps an attachment alive. The runtime library also sends an older key of the same
+/// meaning; the newer one counts alone.
+fn read_valid_attachments(fields: &Fields<'_>) -> Result<Option<Vec<AttachmentName>>, FieldError> {
+    const KEY: &str = "cni.dev/valid-attachments";
+    if fields.value(KEY).is_none() {
+        return Ok(None);
+    }
+    let read = |(path, value): (String, &Value)| {
+        let fields = Fields::of(path, value)?;
+        let required = |key: &str| match fields.text(key)? {
+            Some(text) => Ok(text.to_owned()),
+            None => Err(FieldError::new(fields.path(key), "a string", &Value::Null)),
+        };
+        Ok(AttachmentName { container_id: required("containerID")?, ifname: required("ifname")? })
+    };
+    fields.list(KEY)?.into_iter().map(read).collect::<Result<_, _>>().map(Some)
+}
+
+#[cfg(test)]
+mod tests;
