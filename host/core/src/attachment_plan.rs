@@ -1,0 +1,373 @@
+//! The plans of an attachment: made, taken down, and held to other rates.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use crate::address::{self, Family};
+use crate::attachment::Attachment;
+use crate::bandwidth::Shaping;
+use crate::plan::{Plan, Step, Veth};
+use crate::route_plan::BridgeGateways;
+
+/// A route inside the pod, besides its default routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtraRoute {
+    /// The destination.
+    pub to: IpNet,
+    /// The next hop; `None` means the gateway of the family.
+    pub gateway: Option<IpAddr>,
+}
+
+/// What an attachment hangs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodNetwork {
+    /// The bridge's interface index.
+    pub bridge_index: u32,
+    /// The bridge's addresses, for a pod whose own block has none: a carve-out of one address.
+    pub gateways: BridgeGateways,
+    /// Further routes the configuration asks for.
+    pub extra_routes: Vec<ExtraRoute>,
+}
+
+/// The plan that makes an attachment, from its record and with the rates in it.
+///
+/// The pair comes first, so that undoing the plan takes everything in the pod with it; the rates
+/// come before the pod can send.
+#[must_use]
+pub fn plan_add(attachment: &Attachment, network: &PodNetwork) -> Plan {
+    let mut steps = vec![Step::CreateVeth(veth(attachment, network.bridge_index))];
+    steps.extend(plan_reshape(attachment, &Shaping::default(), &attachment.shaping).steps);
+    let index = attachment.pod_index;
+    steps.push(Step::PodLinkUp { index });
+    steps.extend(attachment.addresses.iter().map(|address| Step::PodAddress { index, address: *address }));
+    steps.extend(pod_routes(attachment, network));
+    Plan { steps }
+}
+
+/// The plan that takes an attachment down. Each step counts as done when its link is gone already;
+/// the ifb is named even when the record has none, for a limit that was being set when we died.
+#[must_use]
+pub fn plan_del(attachment: &Attachment) -> Plan {
+    let names = [attachment.host_name.clone(), ifb_name(attachment)];
+    Plan { steps: names.map(|name| Step::DeleteLink { name }).into() }
+}
+
+/// The plan that moves an attachment from one set of rates to another; empty when they are equal.
+///
+/// Only the total limits are the kernel's; the tunnel's are enforced by the data path.
+#[must_use]
+pub fn plan_reshape(attachment: &Attachment, from: &Shaping, to: &Shaping) -> Plan {
+    let host_name = || attachment.host_name.clone();
+    let ingress = match (from.total.ingress, to.total.ingress) {
+        (before, after) if before == after => None,
+        (before, Some(rate)) => Some(Step::ShapeIngress { host_name: host_name(), rate, before }),
+        (Some(before), None) => Some(Step::UnshapeIngress { host_name: host_name(), before }),
+        (None, None) => None,
+    };
+    let ifb_name = || ifb_name(attachment);
+    let egress = match (from.total.egress, to.total.egress) {
+        (before, after) if before == after => None,
+        (before, Some(rate)) => Some(Step::ShapeEgress { host_name: host_name(), ifb_name: ifb_name(), rate, before }),
+        (Some(before), None) => Some(Step::UnshapeEgress { host_name: host_name(), ifb_name: ifb_name(), before }),
+        (None, None) => None,
+    };
+    Plan { steps: ingress.into_iter().chain(egress).collect() }
+}
+
+fn veth(attachment: &Attachment, bridge_index: u32) -> Veth {
+    Veth {
+        host_name: attachment.host_name.clone(),
+        host_index: attachment.host_index,
+        pod_name: attachment.key.ifname.clone(),
+        pod_index: attachment.pod_index,
+        pod_mac: attachment.mac,
+        mtu_bytes: attachment.mtu_bytes,
+        bridge_index,
+        hairpin: attachment.hairpin,
+    }
+}
+
+fn ifb_name(attachment: &Attachment) -> String {
+    attachment.ifb_name.clone().unwrap_or_else(|| attachment.key.ifb_name())
+}
+
+/// A default route a family through the gateway of the first address, then the configured ones.
+fn pod_routes(attachment: &Attachment, network: &PodNetwork) -> Vec<Step> {
+    let index = attachment.pod_index;
+    let mut steps = Vec::new();
+    let mut done = BTreeSet::new();
+    for pod_address in &attachment.addresses {
+        let family = Family::of_prefix(pod_address);
+        let Some(gateway) = gateway_of(pod_address, &network.gateways) else {
+            continue;
+        };
+        if !done.insert(family) {
+            continue;
+        }
+        if !pod_address.contains(&gateway) {
+            steps.push(Step::PodRoute { index, to: IpNet::from(gateway), gateway: None });
+        }
+        steps.push(Step::PodRoute { index, to: default_of(family), gateway: Some(gateway) });
+        let extra = network.extra_routes.iter().filter(|extra| Family::of_prefix(&extra.to) == family);
+        steps.extend(extra.map(|extra| Step::PodRoute {
+            index,
+            to: extra.to.trunc(),
+            gateway: Some(extra.gateway.unwrap_or(gateway)),
+        }));
+    }
+    steps
+}
+
+/// The gateway of the block an address comes from; a block of one address has none of its own.
+fn gateway_of(pod_address: &IpNet, bridge: &BridgeGateways) -> Option<IpAddr> {
+    if pod_address.prefix_len() == pod_address.max_prefix_len() {
+        return bridge.of(Family::of_prefix(pod_address));
+    }
+    Some(address::gateway(pod_address))
+}
+
+fn default_of(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
+        Family::V6 => IpNet::V6(ipnet::Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::attachment::{AttachmentKey, AttachmentState};
+    use crate::bandwidth::{Limits, Rate};
+    use crate::plan::{KernelRoute, KernelVia};
+    use crate::policy::PodView;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn rate(bits_per_second: u64) -> Rate {
+        Rate { bits_per_second, burst_bytes: 20_000 }
+    }
+
+    fn shaping(ingress: Option<u64>, egress: Option<u64>) -> Shaping {
+        Shaping { total: Limits { ingress: ingress.map(rate), egress: egress.map(rate) }, ..Shaping::default() }
+    }
+
+    fn attachment(addresses: &[&str], shaping: Shaping) -> Attachment {
+        let key =
+            AttachmentKey { network: "culvert".to_owned(), container_id: "c1".to_owned(), ifname: "eth0".to_owned() };
+        Attachment {
+            netns: "/run/netns/pod".to_owned(),
+            host_name: "cvhost".to_owned(),
+            ifb_name: Some("cvifb".to_owned()),
+            host_index: 10,
+            pod_index: 11,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu_bytes: 1_400,
+            hairpin: true,
+            addresses: addresses.iter().map(|address| net(address)).collect(),
+            pod: PodView::default(),
+            pod_uid: String::new(),
+            requested: Limits::default(),
+            shaping,
+            state: AttachmentState::Intended,
+            key,
+        }
+    }
+
+    fn network() -> PodNetwork {
+        PodNetwork {
+            bridge_index: 3,
+            gateways: BridgeGateways { v4: Some(ip("10.244.1.1")), v6: None },
+            extra_routes: vec![ExtraRoute { to: net("10.96.0.0/12"), gateway: None }],
+        }
+    }
+
+    fn veth_step() -> Step {
+        Step::CreateVeth(Veth {
+            host_name: "cvhost".to_owned(),
+            host_index: 10,
+            pod_name: "eth0".to_owned(),
+            pod_index: 11,
+            pod_mac: [2, 0, 0, 0, 0, 1],
+            mtu_bytes: 1_400,
+            bridge_index: 3,
+            hairpin: true,
+        })
+    }
+
+    fn pod_route(to: &str, gateway: Option<&str>) -> Step {
+        Step::PodRoute { index: 11, to: net(to), gateway: gateway.map(ip) }
+    }
+
+    #[test]
+    fn an_attachment_is_made_in_one_plan() {
+        let attachment = attachment(&["10.244.1.7/24", "fd10::7/64"], shaping(Some(1), Some(2)));
+        assert_eq!(
+            plan_add(&attachment, &network()).steps,
+            [
+                veth_step(),
+                Step::ShapeIngress { host_name: "cvhost".to_owned(), rate: rate(1), before: None },
+                Step::ShapeEgress {
+                    host_name: "cvhost".to_owned(),
+                    ifb_name: "cvifb".to_owned(),
+                    rate: rate(2),
+                    before: None,
+                },
+                Step::PodLinkUp { index: 11 },
+                Step::PodAddress { index: 11, address: net("10.244.1.7/24") },
+                Step::PodAddress { index: 11, address: net("fd10::7/64") },
+                pod_route("0.0.0.0/0", Some("10.244.1.1")),
+                pod_route("10.96.0.0/12", Some("10.244.1.1")),
+                pod_route("::/0", Some("fd10::1")),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_carved_out_address_reaches_the_bridge_through_an_on_link_route() {
+        let steps = plan_add(&attachment(&["10.244.9.7/32"], Shaping::default()), &network()).steps;
+        assert_eq!(
+            steps[3..],
+            [
+                pod_route("10.244.1.1/32", None),
+                pod_route("0.0.0.0/0", Some("10.244.1.1")),
+                pod_route("10.96.0.0/12", Some("10.244.1.1")),
+            ]
+        );
+    }
+
+    #[test]
+    fn two_addresses_of_a_family_share_one_default_route() {
+        let network = PodNetwork { extra_routes: vec![], ..network() };
+        let steps = plan_add(&attachment(&["10.244.1.7/24", "10.244.2.7/24"], Shaping::default()), &network).steps;
+        assert_eq!(steps[4..], [pod_route("0.0.0.0/0", Some("10.244.1.1"))]);
+    }
+
+    #[test]
+    fn taking_down_names_both_links_even_when_the_record_has_no_ifb() {
+        let mut attachment = attachment(&[], Shaping::default());
+        let delete = |name: &str| Step::DeleteLink { name: name.to_owned() };
+        assert_eq!(plan_del(&attachment).steps, [delete("cvhost"), delete("cvifb")]);
+        attachment.ifb_name = None;
+        let derived = attachment.key.ifb_name();
+        assert_eq!(plan_del(&attachment).steps, [delete("cvhost"), delete(&derived)]);
+    }
+
+    /// What the steps of these plans leave behind.
+    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    struct Kernel {
+        links: BTreeSet<String>,
+        pod: Vec<Step>,
+        ingress: BTreeMap<String, Rate>,
+        egress: BTreeMap<String, (String, Rate)>,
+        routes: BTreeMap<IpNet, KernelRoute>,
+    }
+
+    impl Kernel {
+        fn apply(&mut self, step: &Step) {
+            match step.clone() {
+                Step::CreateVeth(veth) => assert!(self.links.insert(veth.host_name)),
+                Step::DeleteLink { name } => {
+                    if self.links.remove(&name) {
+                        self.ingress.remove(&name);
+                        self.pod.clear();
+                    }
+                }
+                step @ (Step::PodLinkUp { .. } | Step::PodAddress { .. } | Step::PodRoute { .. }) => {
+                    self.pod.push(step);
+                }
+                Step::ShapeIngress { host_name, rate, before } => {
+                    assert_eq!(self.ingress.insert(host_name, rate), before);
+                }
+                Step::UnshapeIngress { host_name, before } => {
+                    assert_eq!(self.ingress.remove(&host_name), Some(before));
+                }
+                Step::ShapeEgress { host_name, ifb_name, rate, before } => {
+                    let old = self.egress.insert(host_name, (ifb_name, rate)).map(|(_, rate)| rate);
+                    assert_eq!(old, before);
+                }
+                Step::UnshapeEgress { host_name, ifb_name, before } => {
+                    assert_eq!(self.egress.remove(&host_name), Some((ifb_name, before)));
+                }
+                Step::SetRoute { route, before } => assert_eq!(self.routes.insert(route.to, route), before),
+                Step::RemoveRoute { route } => assert_eq!(self.routes.remove(&route.to), Some(route)),
+            }
+        }
+
+        fn after(&self, plan: &Plan, steps: usize) -> Self {
+            let mut kernel = self.clone();
+            plan.steps.iter().take(steps).for_each(|step| kernel.apply(step));
+            kernel
+        }
+    }
+
+    fn undo_restores_after_every_failed_step(before: &Kernel, plan: &Plan) {
+        for failed in 0..=plan.steps.len() {
+            let half = before.after(plan, failed);
+            let undo = plan.undo(failed);
+            assert_eq!(half.after(&undo, undo.steps.len()), *before, "step {failed} failed");
+        }
+    }
+
+    #[test]
+    fn a_failed_add_is_undone_at_every_step() {
+        let attachment = attachment(&["10.244.1.7/24", "fd10::7/64"], shaping(Some(1), Some(2)));
+        undo_restores_after_every_failed_step(&Kernel::default(), &plan_add(&attachment, &network()));
+    }
+
+    #[test]
+    fn rates_move_between_any_two_settings_and_back() {
+        let rates = [None, Some(1), Some(2)];
+        let settings: Vec<Shaping> =
+            rates.iter().flat_map(|ingress| rates.map(|egress| shaping(*ingress, egress))).collect();
+        for from in &settings {
+            let attachment = attachment(&["10.244.1.7/24"], *from);
+            let add = plan_add(&attachment, &network());
+            let before = Kernel::default().after(&add, add.steps.len());
+            for to in &settings {
+                let plan = plan_reshape(&attachment, from, to);
+                undo_restores_after_every_failed_step(&before, &plan);
+                let after = before.after(&plan, plan.steps.len());
+                assert_eq!(after.ingress.get("cvhost").copied(), to.total.ingress);
+                assert_eq!(after.egress.get("cvhost").map(|(_, rate)| *rate), to.total.egress);
+                assert_eq!(plan.is_empty(), from == to);
+            }
+        }
+    }
+
+    #[test]
+    fn tunnel_rates_are_not_the_kernels() {
+        let tunnel = Shaping { tunnel: Limits { ingress: Some(rate(1)), egress: Some(rate(1)) }, ..Shaping::default() };
+        let attachment = attachment(&[], Shaping::default());
+        assert_eq!(plan_reshape(&attachment, &Shaping::default(), &tunnel), Plan::default());
+    }
+
+    #[test]
+    fn a_failed_change_of_routes_is_undone_at_every_step() {
+        let route = |to: &str, via: KernelVia| KernelRoute { to: net(to), via, source: None, mtu_bytes: None };
+        let current = [
+            route("10.244.1.0/24", KernelVia::Bridge),
+            route("10.244.2.0/24", KernelVia::Tunnel),
+            route("10.244.3.0/24", KernelVia::Tunnel),
+        ];
+        let wanted = [
+            route("10.244.1.0/24", KernelVia::Bridge),
+            route("10.244.2.0/24", KernelVia::NextHop(ip("192.168.1.2"))),
+            route("10.244.4.0/24", KernelVia::Throw),
+        ];
+        let table = |routes: &[KernelRoute]| routes.iter().map(|route| (route.to, *route)).collect::<BTreeMap<_, _>>();
+        let before = Kernel { routes: table(&current), ..Kernel::default() };
+        let plan = crate::route_plan::diff(&current, &table(&wanted));
+        undo_restores_after_every_failed_step(&before, &plan);
+        assert_eq!(before.after(&plan, plan.steps.len()).routes, table(&wanted));
+    }
+}
