@@ -1,0 +1,191 @@
+//! Carries out what `core` decided, in this node's kernel: links, addresses, routes, shaping, firewall, TUN.
+//!
+//! Nothing here chooses anything. [`Kernel`] owns one serialised netlink sequence (a socket refuses a
+//! second dump while one runs), so whoever holds it is the only one who talks on it.
+//!
+//! ```text
+//! NodeSpec ─> Kernel::ensure_node ─> bridge, TUN, sysctls, rules, firewall     (node, sysctl, firewall, tun)
+//! Plan     ─> Kernel::apply ──────> one batched send a namespace, or undone    (apply, batch, message)
+//! kernel   ─> Kernel::observe ────> links, our routes, the underlay            (observe)
+//! kernel   ─> watch ──────────────> something changed, look again              (watch)
+//! ```
+//!
+//! Everything of ours can be told apart from everything else: links are in group [`LINK_GROUP`], routes
+//! in table [`ROUTE_TABLE`] with protocol [`ROUTE_PROTOCOL`], rules carry the same protocol, chains are
+//! named `CULVERT-…`.
+
+mod apply;
+mod batch;
+mod error;
+mod firewall;
+mod message;
+mod neighbour;
+mod node;
+mod observe;
+mod rtnl;
+mod sysctl;
+mod tun;
+mod watch;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use culvert_core::plan::Plan;
+use netlink_sys::Socket;
+use rustix::fd::OwnedFd;
+
+pub use crate::apply::{ApplyError, PodNamespace, UndoFailure};
+pub use crate::error::KernelError;
+pub use crate::firewall::FirewallError;
+pub use crate::neighbour::Neighbour;
+pub use crate::node::{NodeLinks, NodeSpec};
+pub use crate::observe::{Link, Observed, OnLink};
+pub use crate::sysctl::SysctlError;
+pub use crate::tun::{Offloads, Tun, TunError, open_tun};
+pub use crate::watch::{KernelChange, Watch, watch};
+
+use crate::batch::Channel;
+use crate::rtnl::Rtnl;
+
+/// The routing table that holds all routes of Culvert and nothing else.
+pub const ROUTE_TABLE: u8 = 67;
+/// The "who installed this" mark of our routes and rules.
+pub const ROUTE_PROTOCOL: u8 = 67;
+/// The group of every link of ours: how strays are told from other people's links.
+pub const LINK_GROUP: u32 = 67;
+/// The place of our rule: before `main` (32,766), so that our table decides first, and far enough behind 0
+/// that an operator can still put rules before it.
+pub const RULE_PRIORITY: u32 = 1000;
+/// What the names of host ends and of their ifbs start with.
+pub const POD_LINK_PREFIX: &str = "cv";
+/// **Units** bytes. The kernel's `IFNAMSIZ` without the final zero.
+pub const LINK_NAME_MAX_BYTES: usize = 15;
+
+/// The first interface index we choose. The kernel counts up from 1 by itself and would need this many
+/// interfaces made in one namespace before it met ours.
+const FIRST_INDEX: u32 = 0x1000_0000;
+/// How many indexes we choose among before starting again, so that the number stays a positive `int`.
+const INDEX_SPAN: u32 = 0x6000_0000;
+/// The next index to try; one counter for the process, so that two owners never choose the same.
+static NEXT_INDEX: AtomicU32 = AtomicU32::new(0);
+
+/// This node's kernel. May be opened twice (attachments and routes have their own owner).
+///
+/// **Cancel safety** a future of [`Kernel::apply`] that is dropped still applies or undoes the whole plan;
+/// only its answer is lost.
+pub struct Kernel {
+    rtnl: Rtnl,
+    channel: Arc<Mutex<Channel<Socket>>>,
+    index_probe: OwnedFd,
+    names: LinkNames,
+}
+
+/// What the two links that routes name are called. Their indexes are looked up whenever they are needed,
+/// because anybody may delete and make them again.
+#[derive(Clone, Debug)]
+struct LinkNames {
+    bridge: String,
+    tun: String,
+}
+
+impl Kernel {
+    /// Open the sockets, in the calling thread's network namespace.
+    ///
+    /// **Errors** [`KernelError::Open`]. Needs a tokio runtime.
+    pub async fn open() -> Result<Self, KernelError> {
+        let rtnl = Rtnl::open()?;
+        let channel = Channel::open().map_err(KernelError::Open)?;
+        let index_probe = rustix::net::socket_with(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::DGRAM,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|errno| KernelError::Open(errno.into()))?;
+        Ok(Self {
+            rtnl,
+            channel: Arc::new(Mutex::new(channel)),
+            index_probe,
+            names: LinkNames { bridge: "cni0".into(), tun: "culvert0".into() },
+        })
+    }
+
+    /// Make the node what `spec` says: TUN, bridge, gateway addresses, sysctls, rules, firewall.
+    ///
+    /// What is right already is not touched, so calling it again disrupts nothing. It makes the TUN when
+    /// [`open_tun`] has not been called yet.
+    ///
+    /// **Errors** [`KernelError`]; what was set up by then stays, and a later call goes on from there.
+    pub async fn ensure_node(&mut self, spec: &NodeSpec) -> Result<NodeLinks, KernelError> {
+        node::check_names(spec)?;
+        self.names = LinkNames { bridge: spec.bridge.clone(), tun: spec.tun.clone() };
+        node::ensure(&mut self.rtnl, spec).await
+    }
+
+    /// Take everything of ours away, pod links included, and touch nothing else.
+    ///
+    /// Forwarding stays switched on: by now other software may rely on it.
+    ///
+    /// **Errors** the first of all failures; everything that could be removed was.
+    pub async fn remove_node(&mut self, spec: &NodeSpec) -> Result<(), KernelError> {
+        node::check_names(spec)?;
+        node::remove(&mut self.rtnl, spec).await
+    }
+
+    /// Carry a plan out. On any failure everything that had succeeded is undone.
+    ///
+    /// Steps of this node go first, in one send, those of the pod's namespace after them, in one send on its
+    /// own socket. New links come up last of all, so that their queueing disciplines are attached while no
+    /// packet can pass (attaching to a running link waits for every CPU).
+    ///
+    /// **Errors** [`ApplyError`], with the step, what the kernel said, and what could not be undone.
+    pub async fn apply(&mut self, plan: &Plan, pod: Option<&PodNamespace>) -> Result<(), ApplyError> {
+        apply::apply(self, plan, pod).await
+    }
+
+    /// What is there now.
+    ///
+    /// **Errors** [`KernelError`] when the kernel cannot be asked.
+    pub async fn observe(&mut self) -> Result<Observed, KernelError> {
+        observe::observe(&mut self.rtnl, &self.names).await
+    }
+
+    /// Whether an on-link next hop answers.
+    ///
+    /// Unless its entry is fresh the kernel is asked to find out, so that the next call knows.
+    ///
+    /// **Errors** [`KernelError`] when the kernel cannot be asked.
+    pub async fn neighbour_state(&mut self, address: std::net::IpAddr) -> Result<Neighbour, KernelError> {
+        neighbour::state(&mut self.rtnl, address).await
+    }
+
+    /// An interface index that no link of this namespace uses, and that no earlier call returned.
+    pub fn free_index(&mut self) -> u32 {
+        next_index(&self.index_probe)
+    }
+}
+
+/// The next index that is unused in the namespace `probe` was opened in.
+fn next_index(probe: &OwnedFd) -> u32 {
+    loop {
+        let index = FIRST_INDEX + (index_seed().wrapping_add(NEXT_INDEX.fetch_add(1, Ordering::Relaxed))) % INDEX_SPAN;
+        // Anything but "no such device" leaves it in doubt: take the next. The loop ends because a
+        // namespace cannot hold as many links as there are indexes to choose among.
+        let taken = rustix::net::netdevice::index_to_name(probe, index);
+        if let Err(rustix::io::Errno::NODEV | rustix::io::Errno::NXIO) = taken {
+            return index;
+        }
+    }
+}
+
+/// Where this process starts counting: another place at each start, because links of an earlier process
+/// may still be in pod namespaces, where we cannot look.
+fn index_seed() -> u32 {
+    static SEED: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *SEED.get_or_init(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = u32::try_from(since.as_secs() & u64::from(u32::MAX)).unwrap_or(0);
+        seconds.wrapping_mul(0x9E37_79B1) ^ since.subsec_nanos() ^ std::process::id().rotate_left(16)
+    })
+}
