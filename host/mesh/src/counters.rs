@@ -1,0 +1,116 @@
+//! What the mesh counts. Names are those of the metrics; each says what it does not count.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only grows. Any thread may add to it.
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    /// Adds to the number.
+    pub(crate) fn add(&self, amount: u64) {
+        self.0.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// The number now.
+    pub(crate) fn read(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)+) => {
+        /// The live counters, shared by all threads of one mesh.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $($(#[$doc])* pub(crate) $name: Count,)+
+        }
+
+        /// All counters of a mesh since it started.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct MeshCounters {
+            $($(#[$doc])* pub $name: u64,)+
+        }
+
+        impl Counters {
+            /// All counters as they are now. Each is exact; together they are not one instant.
+            pub(crate) fn snapshot(&self) -> MeshCounters {
+                MeshCounters { $($name: self.$name.read(),)+ }
+            }
+        }
+
+        impl MeshCounters {
+            /// Every counter with its name, in a fixed order.
+            #[must_use]
+            pub fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)+]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Packets from peers that were written to the TUN. A super-packet counts once.
+    packets_in,
+    /// **Units** bytes of those packets, without frame and virtio header.
+    bytes_in,
+    /// Packets from the TUN that were handed to a path. A super-packet counts once; one lost later on a path that broke is not taken off.
+    packets_out,
+    /// **Units** bytes of those packets.
+    bytes_out,
+    /// Packets from the TUN whose destination no peer holds.
+    dropped_no_peer,
+    /// Packets from the TUN for a peer that no path reaches now.
+    dropped_no_path,
+    /// Packets from the TUN for a peer whose queue is full.
+    dropped_queue_full,
+    /// Packets from the TUN that are no IP packet.
+    dropped_malformed_out,
+    /// Packets that were in flight on a path when it broke. What the system's own buffers held is not known.
+    dropped_path_broken,
+    /// Packets from a peer that are no IP packet.
+    dropped_malformed_in,
+    /// Packets from a peer whose virtio header does not fit them.
+    dropped_offload,
+    /// Packets from a peer with a source that is not that peer's.
+    dropped_foreign_source,
+    /// Packets from a peer to an address that is not this node's.
+    dropped_foreign_destination,
+    /// Packets from a peer to an address that no pod can have.
+    dropped_forbidden_destination,
+    /// Packets that the TUN did not take.
+    dropped_tun_refused,
+    /// Data streams ended because their framing was broken.
+    data_streams_malformed,
+    /// Control streams ended because a message was no message.
+    control_streams_malformed,
+    /// Streams refused because the peer had too many.
+    streams_refused,
+    /// Messages of a kind this version does not know. They are ignored.
+    messages_unknown,
+    /// Records not told to a peer because its queue was full.
+    tells_dropped,
+    /// Connections ended at the door. Those that broke before their encryption stood are not counted.
+    strangers_refused,
+    /// Incoming connections refused because there were too many already.
+    connections_denied,
+    /// Probes of this node's address that were answered.
+    probes_answered,
+    /// Dials that reached nobody, or somebody else.
+    dials_failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counters;
+
+    #[test]
+    fn a_snapshot_holds_what_was_counted() {
+        let counters = Counters::default();
+        counters.packets_in.add(2);
+        counters.bytes_in.add(3000);
+        let snapshot = counters.snapshot();
+        assert_eq!((snapshot.packets_in, snapshot.bytes_in, snapshot.packets_out), (2, 3000, 0));
+        assert_eq!(snapshot.list().first(), Some(&("packets_in", 2)));
+    }
+}
