@@ -1,0 +1,87 @@
+//! What may go wrong with an attachment, and the one table from it to CNI codes.
+
+use culvert_cni::code::Code;
+use culvert_core::address::Family;
+use culvert_core::attachment::AttachmentKey;
+use culvert_kernel::{ApplyError, KernelError};
+
+use crate::store::StoreError;
+
+/// Why a request about an attachment failed. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachmentError {
+    /// The runtime has it already.
+    #[error("container {} already has {} on network {} (host end {host_name}); delete it first", key.container_id, key.ifname, key.network)]
+    Exists {
+        /// The attachment.
+        key: AttachmentKey,
+        /// Its host end.
+        host_name: String,
+    },
+    /// No block of a family is held yet.
+    #[error("this node holds no {family:?} block yet: {reason}; try again")]
+    NoBlock {
+        /// The family.
+        family: Family,
+        /// What it waits for.
+        reason: &'static str,
+    },
+    /// All addresses are in use.
+    #[error(
+        "no free {family:?} address is left in the {blocks} block(s) of this node; another block is being claimed, try again"
+    )]
+    Exhausted {
+        /// The family.
+        family: Family,
+        /// How many blocks are full.
+        blocks: usize,
+    },
+    /// The bridge is not there yet.
+    #[error("the node's bridge is not set up yet; try again, and see the daemon's log if it stays so")]
+    NoBridge,
+    /// The journal refuses.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The kernel refuses; everything was undone.
+    #[error("the kernel refused: {0}")]
+    Apply(#[from] ApplyError),
+    /// The kernel cannot be asked.
+    #[error("the kernel cannot be asked: {0}")]
+    Kernel(#[from] KernelError),
+    /// CHECK: there is no such attachment.
+    #[error("container {} has no {} on network {}", key.container_id, key.ifname, key.network)]
+    Unknown {
+        /// The attachment.
+        key: AttachmentKey,
+    },
+    /// CHECK: something is not as it was made.
+    #[error("{what} of container {} is not as it was made: {found}", key.container_id)]
+    Differs {
+        /// The attachment.
+        key: AttachmentKey,
+        /// What differs.
+        what: &'static str,
+        /// How.
+        found: String,
+    },
+    /// The daemon ends.
+    #[error("the daemon is stopping; try again")]
+    Stopping,
+}
+
+impl AttachmentError {
+    /// The code that the runtime gets.
+    ///
+    /// **Source** CNI specification 1.1.0, section 5, "Well-known error codes".
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NoBlock { .. } | Self::Exhausted { .. } | Self::NoBridge | Self::Stopping => Code::TryAgainLater,
+            Self::Store(_) => Code::Store,
+            Self::Kernel(_) | Self::Apply(_) => Code::Kernel,
+            Self::Unknown { .. } => Code::UnknownContainer,
+            Self::Exists { .. } => Code::AlreadyAttached,
+            Self::Differs { .. } => Code::CheckFailed,
+        }
+    }
+}
