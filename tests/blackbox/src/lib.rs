@@ -1,0 +1,7 @@
+//! What the black-box suites share: the plugins and rates in force, and the way that packets take.
+//!
+//! A suite sees only what an operator or a pod sees: the daemon's answers, its log and metrics, and packets.
+
+pub mod plugins;
+pub mod rates;
+pub mod ways;

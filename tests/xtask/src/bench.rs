@@ -1,0 +1,132 @@
+//! `cargo xtask bench`: figures, as a table or as JSON. Nothing is asserted here; a figure that cannot be had is an error.
+
+mod memory;
+mod soak;
+mod start;
+mod swap;
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum;
+use comfy_table::Table;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use serde::Serialize;
+
+use crate::{build, demo, prerequisites, screen};
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Bench {
+    /// Wall time of the demo.
+    Demo,
+    /// Latency and loss of plugin swaps, under ping at 1 ms and TCP.
+    Swap,
+    /// Resident memory of a daemon, idle and with 100 pods.
+    Memory,
+    /// From start to the first ADD served, with relay and peers away.
+    Start,
+    /// A million packets through the tunnel: descriptors and memory over time.
+    Soak,
+}
+
+impl Bench {
+    const ALL: [Self; 5] = [Self::Demo, Self::Swap, Self::Memory, Self::Start, Self::Soak];
+
+    fn run(self) -> Result<Vec<Figure>> {
+        match self {
+            Self::Demo => demo_time(),
+            Self::Swap => swap::measure(),
+            Self::Memory => memory::measure(),
+            Self::Start => start::measure(),
+            Self::Soak => soak::measure(),
+        }
+    }
+}
+
+/// How figures are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// For programs: one array.
+    Json,
+}
+
+/// One figure.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Figure {
+    /// What was measured.
+    pub(crate) what: String,
+    /// How much.
+    pub(crate) value: f64,
+    /// Of what.
+    pub(crate) unit: &'static str,
+}
+
+impl Figure {
+    /// A figure.
+    pub(crate) fn new(what: &str, value: f64, unit: &'static str) -> Self {
+        Self { what: what.to_owned(), value, unit }
+    }
+
+    /// A count.
+    #[expect(clippy::cast_precision_loss, reason = "a count below 2^52")]
+    pub(crate) fn count(what: &str, value: u64, unit: &'static str) -> Self {
+        Self::new(what, value as f64, unit)
+    }
+
+    /// Bytes, shown in MiB.
+    #[expect(clippy::cast_precision_loss, reason = "bytes below 2^52")]
+    pub(crate) fn mebibytes(what: &str, bytes: u64) -> Self {
+        Self::new(what, bytes as f64 / f64::from(1 << 20), "MiB")
+    }
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// Something cannot be measured.
+pub(crate) fn run(only: Option<Bench>, output: Output) -> Result<()> {
+    prerequisites::ensure()?;
+    build::everything()?;
+    let mut figures = Vec::new();
+    for bench in Bench::ALL.into_iter().filter(|bench| only.is_none_or(|only| only == *bench)) {
+        figures.extend(bench.run()?);
+    }
+    match output {
+        Output::Table => screen::line(&table(&figures)),
+        Output::Json => screen::line(&serde_json::to_string_pretty(&figures)?),
+    }
+    Ok(())
+}
+
+fn table(figures: &[Figure]) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_header(["what", "value", "unit"]);
+    for figure in figures {
+        let value =
+            if figure.value.fract() == 0.0 { format!("{}", figure.value) } else { format!("{:.1}", figure.value) };
+        table.add_row([figure.what.as_str(), &value, figure.unit]);
+    }
+    table.to_string()
+}
+
+fn demo_time() -> Result<Vec<Figure>> {
+    let begun = Instant::now();
+    let rows = demo::play_and_tear_down()?;
+    ensure!(rows.all_well(), "the demo does not hold:\n{}", rows.table());
+    Ok(vec![Figure::new("demo, wall time after the build", begun.elapsed().as_secs_f64(), "s")])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_numbers_are_shown_whole_and_others_with_one_digit() {
+        let table = table(&[Figure::count("lost", 0, "packets"), Figure::mebibytes("memory", 3 << 19)]);
+        assert!(table.contains("┆ 0     ┆ packets"), "{table}");
+        assert!(table.contains("┆ 1.5   ┆ MiB"), "{table}");
+    }
+}
