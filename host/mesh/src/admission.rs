@@ -148,9 +148,15 @@ impl Door {
     /// Rings the bell for strangers at our own listeners. What we dialed is told as a failed dial.
     fn report(&self, endpoint: &ConnectedPoint, error: &AdmissionError) {
         let ConnectedPoint::Listener { send_back_addr, .. } = endpoint else { return };
-        if matches!(error, AdmissionError::ProbeAnswered) {
-            self.counters.probes_answered.add(1);
-            return;
+        match error {
+            AdmissionError::ProbeAnswered => return self.counters.probes_answered.add(1),
+            // One of our own that reached us by another of its dials first leaves like this, and a stranger that
+            // leaves unasked needs no word.
+            AdmissionError::Closed(_) => return self.counters.left_at_the_door.add(1),
+            AdmissionError::TimedOut
+            | AdmissionError::Malformed
+            | AdmissionError::UnknownKey
+            | AdmissionError::Random(_) => {}
         }
         self.counters.strangers_refused.add(1);
         // A flood of strangers fills the bell's queue; the counter above still has every one.

@@ -92,6 +92,8 @@ counters! {
     tells_dropped,
     /// Connections ended at the door. Those that broke before their encryption stood are not counted.
     strangers_refused,
+    /// Connections whose other end left before it had proved anything: dials that another one overtook, and passers-by.
+    left_at_the_door,
     /// Incoming connections refused because there were too many already.
     connections_denied,
     /// Probes of this node's address that were answered.

@@ -1,6 +1,6 @@
 //! What the swarm's task knows of one peer, and which of its connections is used.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use crate::control::Saying;
 use crate::counters::Count;
 use crate::dial::{DialState, Link};
 use crate::event::PeerPath;
+use crate::lanes::Lane;
 use crate::path::PathQueue;
 use crate::stream_head::StreamHead;
 use crate::stream_path::StreamPath;
@@ -51,30 +52,52 @@ impl Connection {
     }
 }
 
-/// The connection to use: a direct one before a relayed one, the newest before older ones, and one
-/// that has settled before all others.
-pub(crate) fn choose(connections: &[Connection], now: Instant) -> Option<&Connection> {
-    let settled = |connection: &&Connection| now.duration_since(connection.since) >= SETTLE;
-    let best = connections.iter().filter(settled).max_by_key(|connection| (connection.is_direct(), connection.since));
+/// The connections that the peer's own newest streams are on: what it uses, whatever we would choose.
+#[derive(Debug, Default)]
+pub(crate) struct TheirStreams {
+    /// By lane, with the serial number of the stream.
+    newest: BTreeMap<Lane, (ConnectionId, u64)>,
+    moved: Option<Instant>,
+}
+
+impl TheirStreams {
+    /// Notes a stream of theirs. An older one than is known changes nothing.
+    fn note(&mut self, lane: Lane, connection: ConnectionId, serial: u64, now: Instant) {
+        let before = self.newest.get(&lane);
+        if before.is_some_and(|(_, known)| *known >= serial) {
+            return;
+        }
+        if before.is_none_or(|(known, _)| *known != connection) {
+            self.moved = Some(now);
+        }
+        self.newest.insert(lane, (connection, serial));
+    }
+
+    /// The connection of their newest stream.
+    fn latest(&self) -> Option<ConnectionId> {
+        self.newest.values().max_by_key(|(_, serial)| *serial).map(|(connection, _)| *connection)
+    }
+
+    /// Whether something of theirs may still be on its way there.
+    fn may_use(&self, connection: ConnectionId, now: Instant) -> bool {
+        let moving = self.moved.is_some_and(|moved| now.duration_since(moved) < PRUNE_AFTER);
+        moving || self.newest.values().any(|(known, _)| *known == connection)
+    }
+}
+
+/// The connection to use: a direct one before a relayed one, the one that the peer leads to before others
+/// (`led`, when the peer is the one that chooses), the newest before older ones, and one that has settled
+/// before all others.
+fn choose(connections: &[Connection], now: Instant, led: Option<ConnectionId>) -> Option<&Connection> {
+    let settled = |connection: &&Connection| {
+        now.duration_since(connection.since) >= SETTLE || Some(connection.id) == led
+    };
+    let rank = |connection: &&Connection| (connection.is_direct(), Some(connection.id) == led, connection.since);
+    let best = connections.iter().filter(settled).max_by_key(rank);
     // Among those that have not settled the oldest is the steadiest choice.
     best.or_else(|| {
         connections.iter().max_by_key(|connection| (connection.is_direct(), std::cmp::Reverse(connection.since)))
     })
-}
-
-/// The connections that nobody needs: those beside the chosen one, once it is old enough.
-///
-/// Of two direct ones only the peer with the lower id closes one (`decides`), since the two ends may
-/// have chosen differently.
-pub(crate) fn superfluous(connections: &[Connection], now: Instant, decides: bool) -> Vec<ConnectionId> {
-    let Some(chosen) = choose(connections, now) else { return Vec::new() };
-    if now.duration_since(chosen.since) < PRUNE_AFTER {
-        return Vec::new();
-    }
-    let others = connections.iter().filter(|other| other.id != chosen.id);
-    let spare = others.filter(|other| decides || (chosen.is_direct() && !other.is_direct()));
-    // A younger one may be about to be chosen.
-    spare.filter(|other| now.duration_since(other.since) >= PRUNE_AFTER).map(|other| other.id).collect()
 }
 
 /// One kind of stream to a peer: where it is open, or being opened.
@@ -178,6 +201,7 @@ pub(crate) struct Peer {
     pub(crate) hearing: usize,
     /// The peer's process, as its streams tell.
     pub(crate) session: Option<u64>,
+    theirs: TheirStreams,
     pub(crate) round_trip: Option<Duration>,
     /// The path that was told last.
     pub(crate) announced: Option<PeerPath>,
@@ -199,6 +223,7 @@ impl Peer {
             heads_pending: 0,
             hearing: 0,
             session: None,
+            theirs: TheirStreams::default(),
             round_trip: None,
             announced: None,
         }
@@ -235,10 +260,42 @@ impl Peer {
         self.connections.iter().filter(|connection| connection.is_direct()).max_by_key(|connection| connection.since)
     }
 
-    /// Notes the process that opened a stream on `connection`. Returns the connections of the
-    /// process before it, which are dead.
-    pub(crate) fn note_session(&mut self, connection: ConnectionId, session: u64) -> Vec<ConnectionId> {
-        if self.session.replace(session).is_none_or(|before| before == session) {
+    /// The connection to use. Of two direct ones the node with the lower id chooses (`decides`), and the
+    /// other follows its streams: two ends that chose differently would have one close what the other uses.
+    pub(crate) fn chosen(&self, now: Instant, decides: bool) -> Option<&Connection> {
+        choose(&self.connections, now, self.theirs.latest().filter(|_| !decides))
+    }
+
+    /// The connections that nobody needs: those beside the chosen one, once it is old enough and the peer's
+    /// streams have left them. Of two direct ones only the node that decides closes one.
+    pub(crate) fn superfluous(&self, now: Instant, decides: bool) -> Vec<ConnectionId> {
+        let Some(chosen) = self.chosen(now, decides) else { return Vec::new() };
+        let old = |connection: &Connection| now.duration_since(connection.since) >= PRUNE_AFTER;
+        if !old(chosen) {
+            return Vec::new();
+        }
+        let others = self.connections.iter().filter(|other| other.id != chosen.id);
+        let spare = others.filter(|other| decides || (chosen.is_direct() && !other.is_direct()));
+        // A younger one may be about to be chosen.
+        spare.filter(|other| old(other) && !self.theirs.may_use(other.id, now)).map(|other| other.id).collect()
+    }
+
+    /// Notes a stream that the peer opened on `connection`. Returns the connections of the process before
+    /// the one that speaks, which are dead.
+    pub(crate) fn note_head(
+        &mut self,
+        connection: ConnectionId,
+        lane: Lane,
+        head: StreamHead,
+        now: Instant,
+    ) -> Vec<ConnectionId> {
+        let before = self.session.replace(head.session);
+        let restarted = before.is_some_and(|before| before != head.session);
+        if restarted {
+            self.theirs = TheirStreams::default();
+        }
+        self.theirs.note(lane, connection, head.serial, now);
+        if !restarted {
             return Vec::new();
         }
         let Some(since) = self.connections.iter().find(|known| known.id == connection).map(|known| known.since) else {
@@ -261,48 +318,92 @@ mod tests {
         Connection { id: ConnectionId::new_unchecked(id), path, remote: libp2p::Multiaddr::empty(), since }
     }
 
-    fn chosen(connections: &[Connection], now: Instant) -> Option<ConnectionId> {
-        choose(connections, now).map(|connection| connection.id)
+    fn peer(connections: Vec<Connection>) -> Peer {
+        let mut peer = Peer::new(membership::PeerId("peer".into()), None, Instant::now());
+        peer.connections = connections;
+        peer
     }
 
-    fn id(number: usize) -> Option<ConnectionId> {
-        Some(ConnectionId::new_unchecked(number))
+    fn chosen(peer: &Peer, now: Instant, decides: bool) -> Option<ConnectionId> {
+        peer.chosen(now, decides).map(|connection| connection.id)
+    }
+
+    fn id(number: usize) -> ConnectionId {
+        ConnectionId::new_unchecked(number)
+    }
+
+    fn head(session: u64, serial: u64) -> StreamHead {
+        StreamHead { session, serial }
     }
 
     #[test]
     fn the_newest_settled_direct_connection_is_used() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        assert_eq!(chosen(&[], start), None);
-        let both = [connection(1, false, at(0)), connection(2, true, at(1000))];
-        assert_eq!(chosen(&both[..1], at(0)), id(1));
-        assert_eq!(chosen(&both, at(1000)), id(1));
-        assert_eq!(chosen(&both, at(1300)), id(2));
-        let crossed = [connection(1, true, at(0)), connection(2, true, at(10))];
-        assert_eq!(chosen(&crossed, at(20)), id(1));
-        assert_eq!(chosen(&crossed, at(400)), id(2));
+        assert_eq!(chosen(&peer(vec![]), start, true), None);
+        let both = vec![connection(1, false, at(0)), connection(2, true, at(1000))];
+        assert_eq!(chosen(&peer(both[..1].to_vec()), at(0), true), Some(id(1)));
+        let both = peer(both);
+        assert_eq!(chosen(&both, at(1000), true), Some(id(1)));
+        assert_eq!(chosen(&both, at(1300), true), Some(id(2)));
+        let crossed = peer(vec![connection(1, true, at(0)), connection(2, true, at(10))]);
+        assert_eq!(chosen(&crossed, at(20), true), Some(id(1)));
+        assert_eq!(chosen(&crossed, at(400), true), Some(id(2)));
+    }
+
+    #[test]
+    fn the_node_that_does_not_decide_follows_the_streams_of_the_one_that_does() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut crossed = peer(vec![connection(1, true, at(0)), connection(2, true, at(10))]);
+        assert_eq!(chosen(&crossed, at(400), false), Some(id(2)));
+        crossed.note_head(id(1), Lane::Data, head(7, 3), at(400));
+        assert_eq!(chosen(&crossed, at(400), false), Some(id(1)));
+        assert_eq!(chosen(&crossed, at(400), true), Some(id(2)));
+        // A stream that was overtaken leads nowhere, and neither does one on a relayed connection.
+        crossed.note_head(id(2), Lane::Data, head(7, 2), at(500));
+        assert_eq!(chosen(&crossed, at(500), false), Some(id(1)));
+        let mut both = peer(vec![connection(1, false, at(0)), connection(2, true, at(10))]);
+        both.note_head(id(1), Lane::Data, head(7, 3), at(400));
+        assert_eq!(chosen(&both, at(400), false), Some(id(2)));
     }
 
     #[test]
     fn spare_connections_go_when_the_used_one_is_old_enough() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let both = [connection(1, false, at(0)), connection(2, true, at(1000))];
-        assert_eq!(superfluous(&both, at(3999), false), []);
-        assert_eq!(superfluous(&both, at(4000), false), [ConnectionId::new_unchecked(1)]);
-        let crossed = [connection(1, true, at(0)), connection(2, true, at(10))];
-        assert_eq!(superfluous(&crossed, at(5000), false), []);
-        assert_eq!(superfluous(&crossed, at(5000), true), [ConnectionId::new_unchecked(1)]);
+        let both = peer(vec![connection(1, false, at(0)), connection(2, true, at(1000))]);
+        assert_eq!(both.superfluous(at(3999), false), []);
+        assert_eq!(both.superfluous(at(4000), false), [id(1)]);
+        let crossed = peer(vec![connection(1, true, at(0)), connection(2, true, at(10))]);
+        assert_eq!(crossed.superfluous(at(5000), false), []);
+        assert_eq!(crossed.superfluous(at(5000), true), [id(1)]);
+    }
+
+    #[test]
+    fn a_connection_stays_while_the_peer_s_streams_are_on_it_and_a_while_after() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut crossed = peer(vec![connection(1, true, at(0)), connection(2, true, at(10))]);
+        crossed.note_head(id(1), Lane::Control, head(7, 1), at(20));
+        crossed.note_head(id(1), Lane::Data, head(7, 2), at(20));
+        assert_eq!(crossed.superfluous(at(9000), true), []);
+        crossed.note_head(id(2), Lane::Data, head(7, 3), at(9000));
+        assert_eq!(crossed.superfluous(at(15_000), true), []);
+        crossed.note_head(id(2), Lane::Control, head(7, 4), at(15_000));
+        assert_eq!(crossed.superfluous(at(17_999), true), []);
+        assert_eq!(crossed.superfluous(at(18_000), true), [id(1)]);
     }
 
     #[test]
     fn a_restarted_peer_takes_its_old_connections_along() {
         let start = Instant::now();
-        let mut peer = Peer::new(membership::PeerId("peer".into()), None, start);
-        peer.connections = vec![connection(1, true, start), connection(2, true, start + Duration::from_secs(1))];
-        assert_eq!(peer.note_session(ConnectionId::new_unchecked(1), 7), []);
-        assert_eq!(peer.note_session(ConnectionId::new_unchecked(2), 7), []);
-        assert_eq!(peer.note_session(ConnectionId::new_unchecked(2), 8), [ConnectionId::new_unchecked(1)]);
+        let mut peer = peer(vec![connection(1, true, start), connection(2, true, start + Duration::from_secs(1))]);
+        assert_eq!(peer.note_head(id(1), Lane::Data, head(7, 9), start), []);
+        assert_eq!(peer.note_head(id(2), Lane::Data, head(7, 10), start), []);
+        // Another process counts its streams anew.
+        assert_eq!(peer.note_head(id(2), Lane::Data, head(8, 1), start), [id(1)]);
+        assert_eq!(peer.theirs.latest(), Some(id(2)));
     }
 
     #[test]

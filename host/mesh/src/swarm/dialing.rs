@@ -12,7 +12,6 @@ use crate::address::{circuit, quic, tcp};
 use crate::dial::{Dials, Link, Means};
 use crate::event::MeshEvent;
 use crate::identity::to_core;
-use crate::peer::superfluous;
 
 /// A name server that does not answer within this is asked again later.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(4);
@@ -188,7 +187,7 @@ impl Mesh {
             return;
         }
         let Some(peer) = self.peers.get(&id).filter(|peer| peer.connections.len() > 1) else { return };
-        for connection in superfluous(&peer.connections, now, self.is_lower(peer)) {
+        for connection in peer.superfluous(now, self.is_lower(peer)) {
             tracing::debug!(peer = %id, %connection, "closing a spare connection");
             self.swarm.close_connection(connection);
         }

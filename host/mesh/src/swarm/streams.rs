@@ -16,7 +16,7 @@ use crate::event::MeshEvent;
 use crate::identity::to_core;
 use crate::lanes::{Lane, LaneEvent};
 use crate::path::{FeedContext, PathQueue, WAITING_PATHS, feed};
-use crate::peer::{DataEnds, Peer, choose};
+use crate::peer::{DataEnds, Peer};
 use crate::receive::{ReceiveContext, receive};
 use crate::stream_head::StreamHead;
 use crate::stream_path::StreamPath;
@@ -89,9 +89,10 @@ impl Mesh {
 
     /// Announces the connection in use and opens our streams on it.
     pub(super) fn tend_streams(&mut self, id: PeerId, now: Instant) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        let Some(chosen) = choose(&peer.connections, now) else { return };
+        let Some(peer) = self.peers.get(&id) else { return };
+        let Some(chosen) = peer.chosen(now, self.is_lower(peer)) else { return };
         let (connection, path) = (chosen.id, chosen.path.clone());
+        let Some(peer) = self.peers.get_mut(&id) else { return };
         let control = peer.control.must_open(connection, now);
         let data = peer.data.is_some() && peer.data_lane.must_open(connection, now);
         let before = (peer.announced.as_ref() != Some(&path)).then(|| peer.announced.replace(path.clone()));
@@ -229,8 +230,9 @@ impl Mesh {
     }
 
     fn on_head(&mut self, id: PeerId, connection: ConnectionId, (lane, head): (Lane, StreamHead), stream: Stream) {
+        let now = Instant::now();
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        for dead in peer.note_session(connection, head.session) {
+        for dead in peer.note_head(connection, lane, head, now) {
             tracing::info!(peer = %id, connection = %dead, "the peer restarted; closing its old connection");
             self.swarm.close_connection(dead);
         }
