@@ -89,9 +89,8 @@ impl TheirStreams {
 /// (`led`, when the peer is the one that chooses), the newest before older ones, and one that has settled
 /// before all others.
 fn choose(connections: &[Connection], now: Instant, led: Option<ConnectionId>) -> Option<&Connection> {
-    let settled = |connection: &&Connection| {
-        now.duration_since(connection.since) >= SETTLE || Some(connection.id) == led
-    };
+    let settled =
+        |connection: &&Connection| now.duration_since(connection.since) >= SETTLE || Some(connection.id) == led;
     let rank = |connection: &&Connection| (connection.is_direct(), Some(connection.id) == led, connection.since);
     let best = connections.iter().filter(settled).max_by_key(rank);
     // Among those that have not settled the oldest is the steadiest choice.
