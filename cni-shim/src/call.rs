@@ -30,6 +30,8 @@ pub struct Call {
     pub environment: Environment,
     /// The configuration, verbatim.
     pub stdin: Vec<u8>,
+    /// The network's name.
+    pub network: String,
     /// The version to answer in.
     pub version: SpecVersion,
     /// The daemon's socket.
@@ -54,7 +56,7 @@ impl Call {
         let stdin = read_stdin()?;
         if environment.verb == Verb::Version {
             let (version, socket) = (answer_version(&stdin), PathBuf::new());
-            return Ok(Self { variables, environment, stdin, version, socket, previous: None });
+            return Ok(Self { variables, environment, stdin, network: String::new(), version, socket, previous: None });
         }
         let version = answer_version(&stdin);
         let config = Config::read(&stdin, environment.verb).map_err(|failure| failure.in_version(version))?;
@@ -62,6 +64,7 @@ impl Call {
             variables,
             environment,
             stdin,
+            network: config.network,
             version: config.version,
             socket: config.socket,
             previous: config.previous,
@@ -76,6 +79,7 @@ impl Call {
 
 /// What the shim itself needs of the configuration.
 struct Config {
+    network: String,
     version: SpecVersion,
     socket: PathBuf,
     previous: Option<String>,
@@ -98,7 +102,8 @@ impl Config {
             Member::Text(_) | Member::Other if matches!(verb, Verb::Del | Verb::Gc) => None,
             Member::Text(_) | Member::Other => return Err(undecodable("\"prevResult\" is not an object")),
         };
-        Ok(Self { version, socket: choose_socket(optional_text("socket", socket)?)?, previous })
+        let socket = choose_socket(optional_text("socket", socket)?)?;
+        Ok(Self { network: name.unwrap_or_default(), version, socket, previous })
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! | daemon away | answered |
 //! |---|---|
-//! | ADD, CHECK, DEL, GC | 11, so that the runtime tries again; DEL never claims to have removed what it did not |
+//! | ADD, CHECK, GC | 11, so that the runtime tries again |
+//! | DEL | 0 when the interface is gone and the rest is left to the daemon in a [file](crate::tombstone), else 11 |
 //! | STATUS | 50 |
 
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -17,6 +18,7 @@ use crate::answer::{self, Failure};
 use crate::call::Call;
 use crate::connection::{Connection, ExchangeError};
 use crate::namespace::PodNamespace;
+use crate::tombstone;
 
 /// How long a call may take. An honest answer takes milliseconds, and 2 s when an ADD waits for a
 /// claim; under a burst of pods calls queue. kubelet gives the whole sandbox two minutes, so after
@@ -29,9 +31,18 @@ const STATUS_LIMIT: Duration = Duration::from_secs(5);
 /// Carries out one call.
 pub fn run(call: &Call) -> ExitCode {
     match exchange(call) {
-        Ok((reply, connection)) => finish(call, &reply, connection),
+        Ok(Answered::ByDaemon(reply, connection)) => finish(call, &reply, connection),
+        Ok(Answered::ByTombstone) => ExitCode::SUCCESS,
         Err(failure) => crate::fail(&failure),
     }
+}
+
+/// Who carried the call out.
+enum Answered {
+    /// The daemon.
+    ByDaemon(Reply, Connection),
+    /// The shim, as far as it can without the daemon.
+    ByTombstone,
 }
 
 /// Prints the answer, then acknowledges it: an ADD whose answer never reached the runtime is one
@@ -48,12 +59,20 @@ fn finish(call: &Call, reply: &Reply, connection: Connection) -> ExitCode {
     ExitCode::from(reply.exit_code)
 }
 
-fn exchange(call: &Call) -> Result<(Reply, Connection), Failure> {
+fn exchange(call: &Call) -> Result<Answered, Failure> {
     let pod = open_pod(call)?;
     let request = Request { env: call.variables.clone(), stdin: call.stdin.clone() };
     let descriptors = pod.as_ref().map(|pod| [pod.namespace.file(), pod.rtnetlink.as_fd()]);
-    let answered = Connection::exchange(&call.socket, &request, descriptors, limit(call.environment.verb));
-    answered.map_err(|error| no_answer(call, &error))
+    let error = match Connection::exchange(&call.socket, &request, descriptors, limit(call.environment.verb)) {
+        Ok((reply, connection)) => return Ok(Answered::ByDaemon(reply, connection)),
+        Err(error) => error,
+    };
+    // Only a daemon that is not there cannot act on the request any more.
+    if call.environment.verb == Verb::Del && matches!(error, ExchangeError::Connect(_)) {
+        let left = tombstone::leave(call, &request, pod.as_ref().map(|pod| &pod.rtnetlink));
+        return left.map(|()| Answered::ByTombstone).map_err(|reason| not_deleted(call, &error, &reason));
+    }
+    Err(no_answer(call, &error))
 }
 
 fn limit(verb: Verb) -> Duration {
@@ -88,11 +107,17 @@ fn open_pod(call: &Call) -> Result<Option<Pod>, Failure> {
     opened.map(Some).map_err(refused)
 }
 
+/// What the runtime is told when a DEL could be carried out neither by the daemon nor without it.
+fn not_deleted(call: &Call, error: &ExchangeError, reason: &std::io::Error) -> Failure {
+    let message = format!(
+        "DEL was not carried out by the daemon at {}: {error}; without it, it failed too: {reason}; start culvertd, the \
+         runtime tries again",
+        call.socket.display()
+    );
+    call.failure(Code::TryAgainLater, message)
+}
+
 /// What the runtime is told when there is no answer.
-///
-/// DEL is answered 11 even when the pod's namespace is gone too, and is retried until the daemon is
-/// back: only the daemon can release the address. A note left on disk for the daemon to replay would
-/// go here.
 fn no_answer(call: &Call, error: &ExchangeError) -> Failure {
     let verb = call.environment.verb;
     if let ExchangeError::Request(reason) = error {

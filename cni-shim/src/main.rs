@@ -17,6 +17,7 @@ mod json;
 mod loopback;
 mod namespace;
 mod rtnetlink;
+mod tombstone;
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The few rtnetlink messages of the loopback plugin, built and read by hand.
+//! The few rtnetlink messages of the shim, built and read by hand.
 //!
 //! **Source** `rtnetlink(7)`, `linux/netlink.h`, `linux/rtnetlink.h`, `linux/if_addr.h`.
 
@@ -14,6 +14,7 @@ const LOOPBACK_INDEX: u32 = 1;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
@@ -21,6 +22,7 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const IFF_UP: u32 = 1;
+const IFLA_IFNAME: u16 = 3;
 const IFA_ADDRESS: u16 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -76,6 +78,20 @@ pub fn loopback_addresses(socket: &OwnedFd) -> Result<Vec<(IpAddr, u8)>, Errno> 
         }
     })?;
     Ok(addresses)
+}
+
+/// Deletes a link.
+///
+/// **Errors** the kernel's; [`Errno::NODEV`] when there is none of that name.
+pub fn delete_link(socket: &OwnedFd, name: &str) -> Result<(), Errno> {
+    let value = name.len() + 1;
+    let mut message = vec![0; LINK_BYTES];
+    message.extend_from_slice(&u16::try_from(4 + value).map_err(|_| Errno::INVAL)?.to_ne_bytes());
+    message.extend_from_slice(&IFLA_IFNAME.to_ne_bytes());
+    message.extend_from_slice(name.as_bytes());
+    message.resize(LINK_BYTES + 4 + value.next_multiple_of(4), 0);
+    request(socket, RTM_DELLINK, NLM_F_ACK, &message)?;
+    answers(socket, |_, _| ())
 }
 
 /// An `ifinfomsg` for `lo`.

@@ -1,11 +1,13 @@
 //! What the shim answers by itself: VERSION, faults of the call, and that the daemon is away.
 
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use culvert_cni::frame::Request;
 use serde_json::{Value, json};
 
-use crate::harness::{Call, Namespace, config};
+use crate::harness::{Call, Namespace, config, silent_success};
 
 #[test]
 fn version_needs_nothing_but_the_command_and_repeats_the_version_asked_in() {
@@ -95,21 +97,60 @@ fn a_socket_that_is_no_absolute_path_is_refused() {
 }
 
 #[test]
-fn without_a_daemon_no_verb_claims_success() {
+fn without_a_daemon_no_verb_but_del_claims_success() {
     let directory = tempfile::tempdir().unwrap();
     let nobody_listens = directory.path().join("left-behind.sock");
     drop(std::os::unix::net::UnixListener::bind(&nobody_listens).unwrap());
     let namespace = Namespace::new();
-    let table =
-        [("ADD", 11), ("CHECK", 11), ("DEL", 11), ("GC", 11), ("STATUS", 50)].map(|(verb, code)| (verb, code as u64));
+    let table = [("ADD", 11), ("CHECK", 11), ("GC", 11), ("STATUS", 50)].map(|(verb, code)| (verb, code as u64));
     for socket in [directory.path().join("missing.sock"), nobody_listens] {
         for (verb, code) in table {
             let ended = Call::of(verb, &namespace.path()).socket(&socket).run();
             assert_eq!(ended.error_code(), code, "{verb}");
             assert!(ended.stdout.contains(socket.to_str().unwrap()), "{ended:?}");
         }
-        assert_eq!(Call::of("DEL", "").socket(&socket).run().error_code(), 11);
     }
+}
+
+/// The files that wait for the daemon.
+fn tombstones(socket: &Path) -> Vec<PathBuf> {
+    let folder = culvert_cni::tombstone::folder(socket);
+    let entries = std::fs::read_dir(folder).map(|entries| entries.map(|entry| entry.unwrap().path()).collect());
+    entries.unwrap_or_default()
+}
+
+#[test]
+fn del_without_a_daemon_removes_the_interface_and_leaves_the_rest_in_one_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("cni.sock");
+    let namespace = Namespace::new();
+    namespace.shell("ip link add eth0 type veth peer name first && ip link add eth1 type veth peer name second");
+    for _ in 0..2 {
+        assert_eq!(Call::of("DEL", &namespace.path()).socket(&socket).run(), silent_success());
+    }
+    let links = namespace.shell("ip -o link");
+    assert!(!links.contains("eth0") && !links.contains("first") && links.contains("eth1"), "{links}");
+    let [tombstone] = tombstones(&socket).try_into().unwrap();
+    assert!(culvert_cni::tombstone::is_tombstone(tombstone.file_name().unwrap()));
+    let request = Request::decode(&std::fs::read(&tombstone).unwrap()).unwrap();
+    assert!(request.env.contains(&("CNI_COMMAND".to_owned(), "DEL".to_owned())), "{request:?}");
+    for netns in ["", "/run/netns/none"] {
+        assert_eq!(Call::of("DEL", netns).socket(&socket).run(), silent_success(), "{netns}");
+    }
+    assert_eq!(tombstones(&socket).len(), 1);
+}
+
+#[test]
+fn del_that_can_leave_no_file_changes_nothing_and_is_tried_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("cni.sock");
+    std::fs::write(culvert_cni::tombstone::folder(&socket), "a file in its place").unwrap();
+    let namespace = Namespace::new();
+    namespace.shell("ip link add eth0 type veth peer name other");
+    let ended = Call::of("DEL", &namespace.path()).socket(&socket).run();
+    assert_eq!(ended.error_code(), 11);
+    assert!(ended.stdout.contains(socket.to_str().unwrap()), "{ended:?}");
+    assert!(namespace.shell("ip -o link").contains("eth0"));
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub mod code;
 pub mod environment;
 pub mod frame;
 pub mod head;
+pub mod tombstone;
 pub mod version;
 
 #[cfg(feature = "serde")]

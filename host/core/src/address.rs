@@ -58,3 +58,86 @@ pub fn is_assignable(block: &IpNet, address: IpAddr) -> bool {
         && address != gateway(block)
         && !(address.is_ipv4() && address == block.broadcast())
 }
+
+/// A run of addresses of one family, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AddressRange {
+    first: IpAddr,
+    last: IpAddr,
+}
+
+impl AddressRange {
+    /// The range from `first` to `last`; `None` when they are of two families or in the wrong order.
+    #[must_use]
+    pub fn new(first: IpAddr, last: IpAddr) -> Option<Self> {
+        (Family::of(first) == Family::of(last) && first <= last).then_some(Self { first, last })
+    }
+
+    /// One address.
+    #[must_use]
+    pub fn single(address: IpAddr) -> Self {
+        Self { first: address, last: address }
+    }
+
+    /// Everything in a prefix.
+    #[must_use]
+    pub fn of_prefix(prefix: &IpNet) -> Self {
+        Self { first: prefix.network(), last: prefix.broadcast() }
+    }
+
+    /// The lowest address.
+    #[must_use]
+    pub fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    /// The highest address.
+    #[must_use]
+    pub fn last(&self) -> IpAddr {
+        self.last
+    }
+
+    /// The family of its addresses.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        Family::of(self.first)
+    }
+
+    /// Whether it holds the address.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        (self.first..=self.last).contains(&address)
+    }
+
+    /// What it shares with a prefix.
+    #[must_use]
+    pub fn within(&self, prefix: &IpNet) -> Option<Self> {
+        if Family::of_prefix(prefix) != self.family() {
+            return None;
+        }
+        Self::new(self.first.max(prefix.network()), self.last.min(prefix.broadcast()))
+    }
+
+    /// Its addresses, ascending. Lazy: a /64 has no end in practice.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let last = self.last;
+        std::iter::successors(Some(self.first), move |address| if *address < last { next(*address) } else { None })
+    }
+}
+
+impl std::fmt::Display for AddressRange {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.first == self.last {
+            return write!(formatter, "{}", self.first);
+        }
+        write!(formatter, "{}-{}", self.first, self.last)
+    }
+}
+
+/// The address after this one.
+fn next(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => address.to_bits().checked_add(1).map(|bits| IpAddr::V4(bits.into())),
+        IpAddr::V6(address) => address.to_bits().checked_add(1).map(|bits| IpAddr::V6(bits.into())),
+    }
+}

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::address::{Family, is_assignable};
+use crate::allocation::Place;
 use crate::attachment::AttachmentKey;
 
 /// How many free addresses a policy is shown. It chooses among so few because the list is made for
@@ -197,20 +198,20 @@ impl LeaseTable {
         self.blocks.iter()
     }
 
-    /// Free addresses of a block, ascending, at most `limit` and at most [`MAX_OFFERED`].
+    /// Free addresses of a place, ascending, at most `limit` and at most [`MAX_OFFERED`].
     ///
     /// `pod` may be offered what is kept for it; nobody is offered what rests in quarantine.
     /// Large blocks are never walked: the walk ends with the list.
     #[must_use]
-    pub fn free(&self, block: &IpNet, limit: usize, now_ms: u64, pod: Option<&str>) -> Vec<IpAddr> {
-        if !self.blocks.contains(block) {
+    pub fn free(&self, place: &Place, limit: usize, now_ms: u64, pod: Option<&str>) -> Vec<IpAddr> {
+        if !self.blocks.contains(&place.block) {
             return Vec::new();
         }
         let limit = limit.min(MAX_OFFERED);
-        let kept = pod.and_then(|pod| self.wanted(pod, Family::of_prefix(block)));
-        let kept = kept.filter(|kept| self.is_offerable(block, *kept, now_ms, pod));
-        let others = assignable(block).filter(|address| Some(*address) != kept);
-        let others = others.filter(|address| self.is_offerable(block, *address, now_ms, pod));
+        let kept = pod.and_then(|pod| self.wanted(pod, place.range.family()));
+        let kept = kept.filter(|kept| self.is_offerable(place, *kept, now_ms, pod));
+        let others = place.range.addresses().filter(|address| Some(*address) != kept);
+        let others = others.filter(|address| self.is_offerable(place, *address, now_ms, pod));
         let mut free: Vec<IpAddr> = kept.into_iter().chain(others).take(limit).collect();
         free.sort_unstable();
         free
@@ -219,14 +220,14 @@ impl LeaseTable {
     /// The host's own choice: what is kept for the pod, else the lowest address never used, else the
     /// one unused for longest.
     #[must_use]
-    pub fn longest_unused(&self, block: &IpNet, now_ms: u64, pod: Option<&str>) -> Option<IpAddr> {
-        if !self.blocks.contains(block) {
+    pub fn longest_unused(&self, place: &Place, now_ms: u64, pod: Option<&str>) -> Option<IpAddr> {
+        if !self.blocks.contains(&place.block) {
             return None;
         }
-        let offerable = |address: &IpAddr| self.is_offerable(block, *address, now_ms, pod);
-        let kept = pod.and_then(|pod| self.wanted(pod, Family::of_prefix(block))).filter(offerable);
-        let never_used =
-            || assignable(block).find(|address| offerable(address) && !self.released.contains_key(address));
+        let offerable = |address: &IpAddr| self.is_offerable(place, *address, now_ms, pod);
+        let kept = pod.and_then(|pod| self.wanted(pod, place.range.family())).filter(offerable);
+        let unused = |address: &IpAddr| offerable(address) && !self.released.contains_key(address);
+        let never_used = || place.range.addresses().find(unused);
         let oldest = || {
             let released = self.released.iter().filter(|(address, _)| offerable(address));
             released.min_by_key(|(address, at)| (**at, **address)).map(|(address, _)| *address)
@@ -237,15 +238,15 @@ impl LeaseTable {
     /// Admits a policy's answer to the addresses it was offered. No answer, or one that points
     /// nowhere, leaves the choice to the host.
     #[must_use]
-    pub fn admit_pick(&self, block: &IpNet, free: &[IpAddr], answer: Option<u32>, now_ms: u64) -> Pick {
+    pub fn admit_pick(&self, place: &Place, free: &[IpAddr], answer: Option<u32>, now_ms: u64) -> Pick {
         let Some(picked) = answer else {
-            return Pick { address: self.own_choice(block, free, now_ms), violation: None };
+            return Pick { address: self.own_choice(place, free, now_ms), violation: None };
         };
         let chosen = usize::try_from(picked).ok().and_then(|position| free.get(position)).copied();
         match chosen {
             Some(address) => Pick { address: Some(address), violation: None },
             None => Pick {
-                address: self.own_choice(block, free, now_ms),
+                address: self.own_choice(place, free, now_ms),
                 violation: Some(PickViolation::OutOfRange { picked, offered: free.len() }),
             },
         }
@@ -330,10 +331,10 @@ impl LeaseTable {
         u32::try_from(inside).unwrap_or(u32::MAX)
     }
 
-    fn own_choice(&self, block: &IpNet, free: &[IpAddr], now_ms: u64) -> Option<IpAddr> {
+    fn own_choice(&self, place: &Place, free: &[IpAddr], now_ms: u64) -> Option<IpAddr> {
         // What is kept for the asking pod is in `free` only, so it is found through it.
         let kept = free.iter().copied().find(|address| self.reserved.contains_key(address));
-        kept.or_else(|| self.longest_unused(block, now_ms, None))
+        kept.or_else(|| self.longest_unused(place, now_ms, None))
     }
 
     /// The longest block that contains the address.
@@ -342,9 +343,10 @@ impl LeaseTable {
         around.max_by_key(|block| block.prefix_len()).copied()
     }
 
-    fn is_offerable(&self, block: &IpNet, address: IpAddr, now_ms: u64, pod: Option<&str>) -> bool {
+    fn is_offerable(&self, place: &Place, address: IpAddr, now_ms: u64, pod: Option<&str>) -> bool {
         let reserved = self.reserved.get(&address).map(String::as_str);
-        is_assignable(block, address)
+        place.range.contains(address)
+            && is_assignable(&place.block, address)
             && !self.held.contains_key(&address)
             && !self.carved_out.contains(&address)
             && (reserved.is_none() || reserved == pod)
@@ -372,21 +374,6 @@ impl LeaseTable {
         }
         self.released.insert(address, now_ms);
     }
-}
-
-/// The addresses of a block that an attachment may have, ascending. Lazy: a /64 has no end.
-fn assignable(block: &IpNet) -> impl Iterator<Item = IpAddr> + use<> {
-    let block = block.trunc();
-    let host_bits = u32::from(block.max_prefix_len() - block.prefix_len());
-    let last_offset = 1_u128.checked_shl(host_bits).map_or(u128::MAX, |size| size - 1);
-    let at = move |offset: u128| match block.network() {
-        IpAddr::V4(network) => u32::try_from(offset)
-            .ok()
-            .and_then(|offset| network.to_bits().checked_add(offset))
-            .map(|bits| IpAddr::V4(bits.into())),
-        IpAddr::V6(network) => network.to_bits().checked_add(offset).map(|bits| IpAddr::V6(bits.into())),
-    };
-    (0..=last_offset).map_while(at).filter(move |address| is_assignable(&block, *address))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! ```
 
 pub mod address;
+pub mod allocation;
 pub mod attachment;
 pub mod attachment_plan;
 pub mod bandwidth;

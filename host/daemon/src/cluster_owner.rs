@@ -11,6 +11,7 @@
 //! ```
 
 mod claims;
+mod cover;
 mod keeper;
 mod liveness;
 mod records;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use culvert_cluster::{Cluster, ClusterFacts};
 use culvert_core::address::Family;
+use culvert_core::allocation::AddressWish;
 use culvert_core::claim::{HeldBlocks, Ledger};
 use culvert_core::decision::AdmittedRoutes;
 use culvert_core::membership::{Directory, PeerId};
@@ -42,6 +44,7 @@ use crate::policies::Policies;
 use crate::store::Store;
 use crate::view;
 
+pub use cover::CoverError;
 pub use records::{StartError, known_relay};
 pub use routing::node_spec;
 
@@ -62,6 +65,8 @@ pub enum Command {
     Replan,
     /// A family's blocks run low: take one more.
     NeedBlock(Family),
+    /// Claim the blocks that a pod's configuration asks for, all or none.
+    Cover(AddressWish, oneshot::Sender<Result<(), CoverError>>),
     /// An operator releases a name (only the keeper can).
     ReleaseName(String, oneshot::Sender<Result<(), String>>),
     /// What the admin API shows.
@@ -155,6 +160,8 @@ pub(crate) enum Done {
     Planned(routing::Planned),
     /// A claim job ended.
     Claimed(claims::Claimed),
+    /// A claim job for the blocks of a configuration ended.
+    Covered(cover::Covered),
     /// The keeper answered a registration.
     Registered(Result<CountersignedRecord, String>),
     /// A probe of an on-link candidate ended.
@@ -184,6 +191,7 @@ pub struct ClusterOwner {
     refusal: Option<String>,
     generation: u64,
     work: Work,
+    covers: cover::Covers,
     jobs: mpsc::Sender<Done>,
 }
 
@@ -277,6 +285,7 @@ impl ClusterOwner {
                 self.work.wanted.insert(family);
                 self.look_after_claims();
             }
+            Command::Cover(wish, reply) => self.on_cover(wish, reply),
             Command::ReleaseName(name, reply) => answer(reply, self.release_name(&name)),
             Command::Peers(reply) => answer(reply, self.view_peers()),
             Command::Routes(reply) => {
@@ -296,6 +305,7 @@ impl ClusterOwner {
         match done {
             Done::Planned(planned) => self.on_planned(planned).await,
             Done::Claimed(claimed) => self.on_claimed(claimed).await,
+            Done::Covered(covered) => self.on_covered(covered).await,
             Done::Registered(registered) => self.on_registered(registered).await,
             Done::Probed(probed) => self.on_probed(&probed),
         }

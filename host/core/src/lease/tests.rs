@@ -25,24 +25,24 @@ fn table(blocks: &[&str]) -> LeaseTable {
 #[test]
 fn network_gateway_and_broadcast_are_never_offered() {
     let table = table(&["10.244.1.0/29"]);
-    let free = table.free(&net("10.244.1.0/29"), 64, 0, None);
+    let free = table.free(&net("10.244.1.0/29").into(), 64, 0, None);
     assert_eq!(free, ["10.244.1.2", "10.244.1.3", "10.244.1.4", "10.244.1.5", "10.244.1.6"].map(ip));
 }
 
 #[test]
 fn a_large_block_is_offered_from_its_start() {
     let table = table(&["fd10::/64", "10.0.0.0/8"]);
-    let v6 = table.free(&net("fd10::/64"), 3, 0, None);
+    let v6 = table.free(&net("fd10::/64").into(), 3, 0, None);
     assert_eq!(v6, ["fd10::2", "fd10::3", "fd10::4"].map(ip));
-    assert_eq!(table.free(&net("10.0.0.0/8"), 1_000, 0, None).len(), MAX_OFFERED);
-    assert_eq!(table.longest_unused(&net("fd10::/64"), 0, None), Some(ip("fd10::2")));
+    assert_eq!(table.free(&net("10.0.0.0/8").into(), 1_000, 0, None).len(), MAX_OFFERED);
+    assert_eq!(table.longest_unused(&net("fd10::/64").into(), 0, None), Some(ip("fd10::2")));
 }
 
 #[test]
 fn nothing_is_offered_from_a_block_that_may_not_be_used() {
     let table = table(&["10.244.1.0/24"]);
-    assert_eq!(table.free(&net("10.244.2.0/24"), 64, 0, None), Vec::<IpAddr>::new());
-    assert_eq!(table.longest_unused(&net("10.244.2.0/24"), 0, None), None);
+    assert_eq!(table.free(&net("10.244.2.0/24").into(), 64, 0, None), Vec::<IpAddr>::new());
+    assert_eq!(table.longest_unused(&net("10.244.2.0/24").into(), 0, None), None);
 }
 
 #[test]
@@ -74,10 +74,10 @@ fn a_released_address_rests_and_the_longest_unused_one_comes_first() {
     }
     assert_eq!(table.release(&key(2), 100), [ip("10.244.1.4")]);
     assert_eq!(table.release(&key(0), 200), [ip("10.244.1.2")]);
-    assert_eq!(table.longest_unused(&block, 1_099, None), None);
-    assert_eq!(table.free(&block, 64, 1_100, None), [ip("10.244.1.4")]);
-    assert_eq!(table.free(&block, 64, 1_200, None), ["10.244.1.2", "10.244.1.4"].map(ip));
-    assert_eq!(table.longest_unused(&block, 1_200, None), Some(ip("10.244.1.4")));
+    assert_eq!(table.longest_unused(&block.into(), 1_099, None), None);
+    assert_eq!(table.free(&block.into(), 64, 1_100, None), [ip("10.244.1.4")]);
+    assert_eq!(table.free(&block.into(), 64, 1_200, None), ["10.244.1.2", "10.244.1.4"].map(ip));
+    assert_eq!(table.longest_unused(&block.into(), 1_200, None), Some(ip("10.244.1.4")));
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_clock_that_jumps_back_does_not_lock_addresses_up() {
     let mut table = table(&["10.244.1.0/30"]);
     table.take(ip("10.244.1.2"), &key(1), None).unwrap();
     table.release(&key(1), 10_000_000_000);
-    assert_eq!(table.free(&block, 64, 5, None), [ip("10.244.1.2")]);
+    assert_eq!(table.free(&block.into(), 64, 5, None), [ip("10.244.1.2")]);
 }
 
 #[test]
@@ -96,12 +96,12 @@ fn an_address_kept_for_a_pod_is_offered_to_it_at_once_and_to_nobody_else() {
     table.take(ip("10.244.1.200"), &key(1), Some("shop/db-0")).unwrap();
     table.release(&key(1), 100);
     assert_eq!(table.wanted("shop/db-0", Family::V4), Some(ip("10.244.1.200")));
-    let offered = table.free(&block, 2, 101, Some("shop/db-0"));
+    let offered = table.free(&block.into(), 2, 101, Some("shop/db-0"));
     assert_eq!(offered, ["10.244.1.2", "10.244.1.200"].map(ip));
-    assert_eq!(table.longest_unused(&block, 101, Some("shop/db-0")), Some(ip("10.244.1.200")));
-    let pick = table.admit_pick(&block, &offered, None, 101);
+    assert_eq!(table.longest_unused(&block.into(), 101, Some("shop/db-0")), Some(ip("10.244.1.200")));
+    let pick = table.admit_pick(&block.into(), &offered, None, 101);
     assert_eq!(pick, Pick { address: Some(ip("10.244.1.200")), violation: None });
-    assert!(!table.free(&block, 64, 1_000_000, Some("shop/db-1")).contains(&ip("10.244.1.200")));
+    assert!(!table.free(&block.into(), 64, 1_000_000, Some("shop/db-1")).contains(&ip("10.244.1.200")));
     assert_eq!(table.forget_reservation("shop/db-0"), [ip("10.244.1.200")]);
     assert_eq!(table.wanted("shop/db-0", Family::V4), None);
 }
@@ -110,8 +110,8 @@ fn an_address_kept_for_a_pod_is_offered_to_it_at_once_and_to_nobody_else() {
 fn a_pick_that_points_nowhere_leaves_the_choice_to_the_host() {
     let table = table(&["10.244.1.0/24"]);
     let block = net("10.244.1.0/24");
-    let offered = table.free(&block, 3, 0, None);
-    let pick = |answer| table.admit_pick(&block, &offered, answer, 0);
+    let offered = table.free(&block.into(), 3, 0, None);
+    let pick = |answer| table.admit_pick(&block.into(), &offered, answer, 0);
     assert_eq!(pick(Some(2)), Pick { address: Some(ip("10.244.1.4")), violation: None });
     assert_eq!(pick(None), Pick { address: Some(ip("10.244.1.2")), violation: None });
     for picked in [3, u32::MAX] {
@@ -198,13 +198,13 @@ proptest! {
                     }
                 }
                 Action::Offer { container, answer } => {
-                    let free = table.free(&block, 64, now_ms, None);
+                    let free = table.free(&block.into(), 64, now_ms, None);
                     prop_assert!(free.is_sorted());
                     for address in &free {
                         let rested = released.get(address).is_none_or(|at| now_ms - at >= 1_000);
                         prop_assert!(rested && !model.contains_key(address));
                     }
-                    if let Some(address) = table.admit_pick(&block, &free, answer, now_ms).address {
+                    if let Some(address) = table.admit_pick(&block.into(), &free, answer, now_ms).address {
                         prop_assert!(table.take(address, &key(container), None).is_ok());
                         prop_assert_eq!(model.insert(address, key(container)), None);
                     }

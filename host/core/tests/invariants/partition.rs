@@ -170,7 +170,7 @@ impl Cluster {
             ifname: "eth0".to_owned(),
         };
         let leases = &mut self.members[node].leases;
-        if let Some(address) = leases.longest_unused(&block, 0, None) {
+        if let Some(address) = leases.longest_unused(&block.into(), 0, None) {
             leases.take(address, &key, None).unwrap();
         }
     }
@@ -219,7 +219,7 @@ impl Cluster {
         for member in &self.members {
             for (block, _) in member.held.lost() {
                 assert!(!member.held.usable_for_new(&block));
-                assert_eq!(member.leases.longest_unused(&block, 0, None), None);
+                assert_eq!(member.leases.longest_unused(&block.into(), 0, None), None);
                 let address: IpAddr = block.hosts().last().unwrap();
                 let key = AttachmentKey {
                     network: "culvert".to_owned(),

@@ -202,8 +202,8 @@ impl Cluster {
         let answer = if garbage { u32::MAX } else { u32::try_from(answer).unwrap() };
         let answer = self.random.chance(80).then_some(answer);
         let leases = &self.members[member].leases;
-        let free = leases.free(&block, 64, self.now_ms, None);
-        let pick = leases.admit_pick(&block, &free, answer, self.now_ms);
+        let free = leases.free(&block.into(), 64, self.now_ms, None);
+        let pick = leases.admit_pick(&block.into(), &free, answer, self.now_ms);
         if pick.violation.is_some() {
             self.count("picks refused");
         }

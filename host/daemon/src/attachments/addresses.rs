@@ -1,6 +1,7 @@
 //! Which addresses an attachment gets: the policy chooses among free ones, the host decides.
 
 use culvert_core::address::{Family, is_assignable};
+use culvert_core::allocation::{AddressWish, Choice, Place};
 use culvert_core::attachment::AttachmentKey;
 use culvert_core::claim::Pool;
 use culvert_core::lease::{LeaseRow, LeaseState, MAX_OFFERED};
@@ -11,6 +12,41 @@ use std::net::IpAddr;
 
 use super::{AttachmentError, AttachmentsOwner, LOW_WATER, now_ms};
 use crate::store::{Durability, Kind};
+
+/// A pod that takes addresses.
+pub(super) struct Taker<'a> {
+    pub(super) key: &'a AttachmentKey,
+    pub(super) pod: &'a PodView,
+    pub(super) wish: &'a AddressWish,
+    /// Whether its addresses stay its own when it ends.
+    pub(super) sticky: bool,
+}
+
+impl Taker<'_> {
+    /// The name a sticky pod's addresses are kept under.
+    fn sticky_name(&self) -> Option<String> {
+        self.sticky.then(|| pod_name(self.pod))
+    }
+}
+
+/// No block is held that an address of this choice could come from.
+fn missing(choice: &Choice) -> AttachmentError {
+    AttachmentError::NoBlock { family: choice.family, reason: "the keeper has not granted one" }
+}
+
+/// Every place of this choice is full.
+fn exhausted(wish: &AddressWish, choice: &Choice) -> AttachmentError {
+    if wish.is_empty() {
+        return AttachmentError::Exhausted { family: choice.family, blocks: choice.places.len() };
+    }
+    let ranges = choice.places.iter().map(|place| place.range.to_string()).collect::<Vec<_>>().join(", ");
+    AttachmentError::RangesFull { ranges }
+}
+
+/// `namespace/name`.
+pub(super) fn pod_name(pod: &PodView) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
+}
 
 impl AttachmentsOwner {
     /// The families that every pod gets an address of.
@@ -23,19 +59,21 @@ impl AttachmentsOwner {
         blocks.filter(|block| Family::of_prefix(block) == family).collect()
     }
 
-    /// Whether an ADD would be served now.
-    pub(super) fn ready(&self) -> Result<(), AttachmentError> {
+    /// Whether an ADD with this wish would be served now.
+    pub(super) fn ready(&self, wish: &AddressWish) -> Result<(), AttachmentError> {
         if self.bridge.is_none() {
             return Err(AttachmentError::NoBridge);
         }
-        for family in self.families() {
-            let blocks = self.blocks_of(family);
-            if blocks.is_empty() {
-                return Err(AttachmentError::NoBlock { family, reason: "the keeper has not granted one" });
-            }
-            let now = now_ms();
-            if blocks.iter().all(|block| self.leases.longest_unused(block, now, None).is_none()) {
-                return Err(AttachmentError::Exhausted { family, blocks: blocks.len() });
+        let now = now_ms();
+        for choice in self.choices(wish) {
+            match choice.places.first() {
+                None => return Err(missing(&choice)),
+                // What one pod wants may be free again by the time it comes.
+                Some(_) if choice.wanted.is_some() => {}
+                Some(_) if choice.places.iter().all(|place| self.leases.longest_unused(place, now, None).is_none()) => {
+                    return Err(exhausted(wish, &choice));
+                }
+                Some(_) => {}
             }
         }
         Ok(())
@@ -46,51 +84,86 @@ impl AttachmentsOwner {
         self.bridge.is_none() || self.families().into_iter().any(|family| self.blocks_of(family).is_empty())
     }
 
-    /// One address of each family, taken.
-    pub(super) async fn take_addresses(
-        &mut self,
-        key: &AttachmentKey,
-        pod: &PodView,
-    ) -> Result<Vec<IpNet>, AttachmentError> {
+    /// Where each address of a pod may come from: what it wishes, or anywhere, one address of each family.
+    fn choices(&self, wish: &AddressWish) -> Vec<Choice> {
+        if wish.is_empty() {
+            let anywhere = |family| Choice {
+                family,
+                places: self.blocks_of(family).into_iter().map(Place::from).collect(),
+                wanted: None,
+            };
+            return self.families().into_iter().map(anywhere).collect();
+        }
+        let blocks: Vec<IpNet> = self.leases.blocks().copied().collect();
+        wish.choices(&blocks)
+    }
+
+    /// The addresses of a pod, taken: all or none.
+    pub(super) async fn take_addresses(&mut self, taker: &Taker<'_>) -> Result<Vec<IpNet>, AttachmentError> {
         let mut taken = Vec::new();
-        for family in self.families() {
-            match self.take_address(key, pod, family) {
-                Some(address) => taken.push(address),
-                None => {
-                    self.leases.release(key, now_ms());
-                    self.ask_for_block(family).await;
-                    return Err(AttachmentError::Exhausted { family, blocks: self.blocks_of(family).len() });
+        for choice in self.choices(taker.wish) {
+            match self.take_address(taker, &choice) {
+                Ok(address) => taken.push(address),
+                Err(error) => {
+                    self.leases.release(taker.key, now_ms());
+                    if taker.wish.is_empty() {
+                        self.ask_for_block(choice.family).await;
+                    }
+                    return Err(error);
                 }
             }
-            self.look_at_level(family).await;
+            self.look_at_level(choice.family).await;
         }
         Ok(taken)
     }
 
-    fn take_address(&mut self, key: &AttachmentKey, pod: &PodView, family: Family) -> Option<IpNet> {
-        let now = now_ms();
-        for block in self.blocks_of(family) {
-            let free = self.leases.free(&block, MAX_OFFERED, now, None);
-            if free.is_empty() {
-                continue;
-            }
-            let request = PickRequest { pod: pod.clone(), free: free.clone(), wanted: None };
-            let picked = tokio::task::block_in_place(|| self.parts.policies.pick(&request));
-            let answer = picked.unwrap_or_else(|error| {
-                tracing::warn!(%error, attachment = %key, "the IPAM policy does not choose; the host does");
-                None
-            });
-            let pick = self.leases.admit_pick(&block, &free, answer, now);
-            if let Some(violation) = pick.violation {
-                tracing::warn!(%violation, attachment = %key, "the IPAM policy's choice is refused");
-            }
-            let Some(address) = pick.address else { continue };
-            match self.leases.take(address, key, None) {
-                Ok(()) => return IpNet::new(address, block.prefix_len()).ok(),
-                Err(refusal) => tracing::error!(%refusal, attachment = %key, "a free address could not be taken"),
+    fn take_address(&mut self, taker: &Taker<'_>, choice: &Choice) -> Result<IpNet, AttachmentError> {
+        if choice.places.is_empty() {
+            return Err(missing(choice));
+        }
+        let sticky = taker.sticky_name();
+        for place in &choice.places {
+            let address = match choice.wanted.or_else(|| self.kept_for(sticky.as_deref(), place)) {
+                Some(address) => Some(address),
+                None => self.pick(taker, place, sticky.as_deref()),
+            };
+            let Some(address) = address else { continue };
+            match self.leases.take(address, taker.key, sticky.as_deref()) {
+                Ok(()) => {
+                    return IpNet::new(address, place.block.prefix_len()).map_err(|_| exhausted(taker.wish, choice));
+                }
+                Err(refusal) if choice.wanted.is_some() => return Err(refusal.into()),
+                Err(refusal) => tracing::error!(%refusal, attachment = %taker.key, "a free address could not be taken"),
             }
         }
-        None
+        Err(exhausted(taker.wish, choice))
+    }
+
+    /// The address kept for a sticky pod, when it lies in this place and is free.
+    fn kept_for(&self, pod: Option<&str>, place: &Place) -> Option<IpAddr> {
+        let kept = self.leases.wanted(pod?, place.range.family())?;
+        let free = self.leases.holder(kept).is_none();
+        (free && place.range.contains(kept)).then_some(kept)
+    }
+
+    /// What the policy chooses among the free addresses of a place, or the host in its stead.
+    fn pick(&self, taker: &Taker<'_>, place: &Place, sticky: Option<&str>) -> Option<IpAddr> {
+        let now = now_ms();
+        let free = self.leases.free(place, MAX_OFFERED, now, sticky);
+        if free.is_empty() {
+            return None;
+        }
+        let request = PickRequest { pod: taker.pod.clone(), free: free.clone(), wanted: None };
+        let picked = tokio::task::block_in_place(|| self.parts.policies.pick(&request));
+        let answer = picked.unwrap_or_else(|error| {
+            tracing::warn!(%error, attachment = %taker.key, "the IPAM policy does not choose; the host does");
+            None
+        });
+        let pick = self.leases.admit_pick(place, &free, answer, now);
+        if let Some(violation) = pick.violation {
+            tracing::warn!(%violation, attachment = %taker.key, "the IPAM policy's choice is refused");
+        }
+        pick.address
     }
 
     /// Asks for one more block before the last addresses are gone.
@@ -118,7 +191,9 @@ impl AttachmentsOwner {
     pub(super) fn release_addresses(&mut self, key: &AttachmentKey) {
         let now = now_ms();
         for address in self.leases.release(key, now) {
-            let row = LeaseRow { address, state: LeaseState::Released(now), reserved_for: None };
+            let released = LeaseRow { address, state: LeaseState::Released(now), reserved_for: None };
+            // Its own row says for whom it is kept.
+            let row = self.leases.row(address).unwrap_or(released);
             if let Err(error) = self.parts.store.put(Kind::Released, &address.to_string(), &row, Durability::Process) {
                 tracing::warn!(%address, %error, "a release could not be recorded; the address may be reused sooner");
             }

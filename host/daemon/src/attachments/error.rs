@@ -3,6 +3,7 @@
 use culvert_cni::code::Code;
 use culvert_core::address::Family;
 use culvert_core::attachment::AttachmentKey;
+use culvert_core::lease::LeaseRefusal;
 use culvert_kernel::{ApplyError, KernelError};
 
 use crate::store::StoreError;
@@ -36,6 +37,15 @@ pub enum AttachmentError {
         /// How many blocks are full.
         blocks: usize,
     },
+    /// The ranges that the configuration allows are full.
+    #[error("no free address is left in {ranges}: pods must end, or the ranges be widened")]
+    RangesFull {
+        /// The ranges.
+        ranges: String,
+    },
+    /// An address that the pod asks for cannot be had.
+    #[error(transparent)]
+    Lease(#[from] LeaseRefusal),
     /// The bridge is not there yet.
     #[error("the node's bridge is not set up yet; try again, and see the daemon's log if it stays so")]
     NoBridge,
@@ -76,7 +86,12 @@ impl AttachmentError {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::NoBlock { .. } | Self::Exhausted { .. } | Self::NoBridge | Self::Stopping => Code::TryAgainLater,
+            Self::NoBlock { .. }
+            | Self::Exhausted { .. }
+            | Self::RangesFull { .. }
+            | Self::Lease(_)
+            | Self::NoBridge
+            | Self::Stopping => Code::TryAgainLater,
             Self::Store(_) => Code::Store,
             Self::Kernel(_) | Self::Apply(_) => Code::Kernel,
             Self::Unknown { .. } => Code::UnknownContainer,

@@ -66,6 +66,7 @@ impl ClusterOwner {
             refusal: None,
             generation: 0,
             work: Work::default(),
+            covers: super::cover::Covers::default(),
             jobs,
             parts,
         };

@@ -1,0 +1,313 @@
+//! What an ADD may ask of the allocator, and which whole blocks have to be this node's for it (DESIGN §4).
+//!
+//! ```text
+//! subnet, range, static address ──cover──> blocks ──claim, all or none──> places inside them ──policy──> address
+//! ```
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::address::{AddressRange, Family, is_assignable};
+use crate::claim::Pool;
+
+/// The most blocks that one configuration may cover: a node that asks for more wants a pool, not a range.
+pub const MAX_COVERED_BLOCKS: usize = 16;
+
+/// What a pod asks for besides "any address".
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressWish {
+    /// One address from each set; each set is a list of ranges, tried in order. Empty means one address of
+    /// each family, from anywhere.
+    pub sets: Vec<Vec<AddressRange>>,
+    /// Exactly these addresses. With sets, each lies in one of them and counts for it.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Part of a block that an address may come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The block: gives prefix length and gateway.
+    pub block: IpNet,
+    /// The part; inside the block.
+    pub range: AddressRange,
+}
+
+impl From<IpNet> for Place {
+    fn from(block: IpNet) -> Self {
+        Self { block, range: AddressRange::of_prefix(&block) }
+    }
+}
+
+/// Why a wish can never be served here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WishError {
+    /// Not one address of it is in a pool.
+    #[error("{range} lies outside every pool ({pools}): choose a range inside one, or add a pool")]
+    OutsidePools {
+        /// The range or address.
+        range: AddressRange,
+        /// The pools there are.
+        pools: String,
+    },
+    /// It is too wide.
+    #[error(
+        "the ranges cover {blocks} blocks, and one node may claim {MAX_COVERED_BLOCKS} for them: narrow the ranges, \
+         or leave them out and let the node use the pool"
+    )]
+    TooWide {
+        /// How many blocks.
+        blocks: usize,
+    },
+    /// The address is one that no pod gets.
+    #[error("address {address} is the network, gateway or broadcast address of block {block}: choose another one")]
+    NotAssignable {
+        /// The address.
+        address: IpAddr,
+        /// Its block.
+        block: IpNet,
+    },
+    /// A requested address is in none of the configured ranges.
+    #[error("address {address} lies in none of the configured ranges: choose one inside them")]
+    OutsideRanges {
+        /// The address.
+        address: IpAddr,
+    },
+}
+
+impl AddressWish {
+    /// Whether any address will do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sets.is_empty() && self.addresses.is_empty()
+    }
+
+    /// The whole blocks that cover the wish, ascending.
+    ///
+    /// # Errors
+    /// When no claim could ever make it possible.
+    pub fn cover(&self, pools: &[Pool]) -> Result<Vec<IpNet>, WishError> {
+        let mut blocks = BTreeSet::new();
+        for range in self.sets.iter().flatten() {
+            cover_range(pools, range, &mut blocks)?;
+        }
+        for address in &self.addresses {
+            cover_range(pools, &AddressRange::single(*address), &mut blocks)?;
+            let block = blocks.iter().find(|block| block.contains(address));
+            if let Some(block) = block.filter(|block| !is_assignable(block, *address)) {
+                return Err(WishError::NotAssignable { address: *address, block: *block });
+            }
+            if !self.sets.is_empty() && self.set_of(*address).is_none() {
+                return Err(WishError::OutsideRanges { address: *address });
+            }
+        }
+        Ok(blocks.into_iter().collect())
+    }
+
+    /// What is left to choose: for each address of the pod the places it may come from, in order. `blocks` are
+    /// those this node may give addresses from.
+    #[must_use]
+    pub fn choices(&self, blocks: &[IpNet]) -> Vec<Choice> {
+        let wanted = self.addresses.iter().map(|address| Choice {
+            family: Family::of(*address),
+            places: places(blocks, &AddressRange::single(*address)).collect(),
+            wanted: Some(*address),
+        });
+        let served: BTreeSet<usize> = self.addresses.iter().filter_map(|address| self.set_of(*address)).collect();
+        let open = self.sets.iter().enumerate().filter(|(position, _)| !served.contains(position));
+        let open = open.filter_map(|(_, set)| {
+            Some(Choice {
+                family: set.first()?.family(),
+                places: set.iter().flat_map(|range| places(blocks, range)).collect(),
+                wanted: None,
+            })
+        });
+        wanted.chain(open).collect()
+    }
+
+    fn set_of(&self, address: IpAddr) -> Option<usize> {
+        self.sets.iter().position(|set| set.iter().any(|range| range.contains(address)))
+    }
+}
+
+/// Where one address of a pod comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The address's family.
+    pub family: Family,
+    /// Where to look, in order.
+    pub places: Vec<Place>,
+    /// The only address that will do.
+    pub wanted: Option<IpAddr>,
+}
+
+fn places(blocks: &[IpNet], range: &AddressRange) -> impl Iterator<Item = Place> {
+    blocks.iter().filter_map(|block| Some(Place { block: *block, range: range.within(block)? }))
+}
+
+fn cover_range(pools: &[Pool], range: &AddressRange, blocks: &mut BTreeSet<IpNet>) -> Result<(), WishError> {
+    let inside = |pool: &&Pool| pool.range.contains(&range.first()) && pool.range.contains(&range.last());
+    let Some(pool) = pools.iter().find(inside) else {
+        let pools = pools.iter().map(|pool| pool.range.to_string()).collect::<Vec<_>>().join(", ");
+        return Err(WishError::OutsidePools { range: *range, pools });
+    };
+    let mut next = block_of(pool, range.first());
+    while let Some(block) = next.filter(|block| block.network() <= range.last()) {
+        blocks.insert(block);
+        if blocks.len() > MAX_COVERED_BLOCKS {
+            return Err(WishError::TooWide { blocks: count(pool, range) });
+        }
+        next = AddressRange::new(block.broadcast(), range.last())
+            .and_then(|rest| rest.addresses().nth(1))
+            .and_then(|address| block_of(pool, address));
+    }
+    Ok(())
+}
+
+/// The block of a pool that an address lies in.
+fn block_of(pool: &Pool, address: IpAddr) -> Option<IpNet> {
+    IpNet::new(address, pool.block_length).ok().map(|block| block.trunc())
+}
+
+/// How many blocks of a pool a range touches. **Bounds** saturates.
+fn count(pool: &Pool, range: &AddressRange) -> usize {
+    let shift = u32::from(pool.range.max_prefix_len() - pool.block_length);
+    let number = |address: IpAddr| {
+        let bits = match address {
+            IpAddr::V4(address) => u128::from(address.to_bits()),
+            IpAddr::V6(address) => address.to_bits(),
+        };
+        bits.checked_shr(shift).unwrap_or(0)
+    };
+    usize::try_from(number(range.last()) - number(range.first())).unwrap_or(usize::MAX).saturating_add(1)
+}
+
+/// Everything of a family, as a prefix: where default routes go.
+#[must_use]
+pub fn everything(address: IpAddr) -> IpNet {
+    match address {
+        IpAddr::V4(_) => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
+        IpAddr::V6(_) => IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn range(first: &str, last: &str) -> AddressRange {
+        AddressRange::new(ip(first), ip(last)).unwrap()
+    }
+
+    fn pools() -> Vec<Pool> {
+        vec![
+            Pool { range: net("10.244.0.0/16"), block_length: 24 },
+            Pool { range: net("fd00:10:244::/48"), block_length: 64 },
+        ]
+    }
+
+    fn ranges(ranges: &[AddressRange]) -> AddressWish {
+        AddressWish { sets: ranges.iter().map(|range| vec![*range]).collect(), addresses: Vec::new() }
+    }
+
+    #[test]
+    fn a_range_is_covered_by_whole_blocks() {
+        let subnet = AddressRange::of_prefix(&net("10.244.5.0/24"));
+        assert_eq!(ranges(&[subnet]).cover(&pools()), Ok(vec![net("10.244.5.0/24")]));
+        let across = range("10.244.5.200", "10.244.7.3");
+        let three = ["10.244.5.0/24", "10.244.6.0/24", "10.244.7.0/24"].map(net);
+        assert_eq!(ranges(&[across]).cover(&pools()), Ok(three.to_vec()));
+        let narrow = AddressRange::of_prefix(&net("10.244.5.64/26"));
+        let both = ranges(&[narrow, range("fd00:10:244:9::5", "fd00:10:244:9::9")]);
+        assert_eq!(both.cover(&pools()), Ok(vec![net("10.244.5.0/24"), net("fd00:10:244:9::/64")]));
+    }
+
+    #[test]
+    fn sixteen_blocks_are_the_most() {
+        let wide = |last: &str| ranges(&[range("10.244.0.0", last)]).cover(&pools());
+        assert_eq!(wide("10.244.15.255").map(|blocks| blocks.len()), Ok(16));
+        assert_eq!(wide("10.244.16.0"), Err(WishError::TooWide { blocks: 17 }));
+        assert_eq!(wide("10.244.255.255"), Err(WishError::TooWide { blocks: 256 }));
+        let v6 = ranges(&[AddressRange::of_prefix(&net("fd00:10:244::/48"))]);
+        assert_eq!(v6.cover(&pools()), Err(WishError::TooWide { blocks: 65_536 }));
+    }
+
+    #[test]
+    fn what_lies_outside_the_pools_is_refused_with_the_pools_there_are() {
+        let half_out = ranges(&[range("10.244.255.0", "10.245.0.9")]).cover(&pools()).unwrap_err();
+        assert_eq!(
+            half_out.to_string(),
+            "10.244.255.0-10.245.0.9 lies outside every pool (10.244.0.0/16, fd00:10:244::/48): choose a range inside \
+             one, or add a pool"
+        );
+        let wish = AddressWish { sets: Vec::new(), addresses: vec![ip("192.168.1.5")] };
+        assert!(matches!(wish.cover(&pools()), Err(WishError::OutsidePools { .. })));
+    }
+
+    #[test]
+    fn a_requested_address_must_be_one_that_a_pod_can_have_and_lie_in_the_ranges() {
+        let wish = |address: &str| AddressWish {
+            sets: vec![vec![range("10.244.5.10", "10.244.5.20")]],
+            addresses: vec![ip(address)],
+        };
+        assert_eq!(wish("10.244.5.15").cover(&pools()), Ok(vec![net("10.244.5.0/24")]));
+        assert_eq!(wish("10.244.5.30").cover(&pools()), Err(WishError::OutsideRanges { address: ip("10.244.5.30") }));
+        for address in ["10.244.5.0", "10.244.5.1", "10.244.5.255"].map(ip) {
+            let block = net("10.244.5.0/24");
+            let wish = AddressWish { sets: Vec::new(), addresses: vec![address] };
+            assert_eq!(wish.cover(&pools()), Err(WishError::NotAssignable { address, block }));
+        }
+    }
+
+    #[test]
+    fn a_requested_address_takes_the_place_of_its_set() {
+        let wish = AddressWish {
+            sets: vec![vec![range("10.244.5.10", "10.244.5.20")], vec![range("10.244.6.0", "10.244.7.9")]],
+            addresses: vec![ip("10.244.5.15")],
+        };
+        let blocks = ["10.244.5.0/24", "10.244.6.0/24", "10.244.7.0/24"].map(net);
+        let exact = Place { block: blocks[0], range: AddressRange::single(ip("10.244.5.15")) };
+        let open = [
+            Place { block: blocks[1], range: AddressRange::of_prefix(&blocks[1]) },
+            Place { block: blocks[2], range: range("10.244.7.0", "10.244.7.9") },
+        ];
+        assert_eq!(
+            wish.choices(&blocks),
+            [
+                Choice { family: Family::V4, places: vec![exact], wanted: Some(ip("10.244.5.15")) },
+                Choice { family: Family::V4, places: open.to_vec(), wanted: None },
+            ]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn the_cover_holds_the_range_and_touches_it_with_every_block(start: u16, length in 0_u16..4_096) {
+            let base = u32::from(Ipv4Addr::new(10, 244, 0, 0));
+            let first = base + u32::from(start);
+            let last = first.saturating_add(u32::from(length)).min(base + 0xffff);
+            let range = AddressRange::new(IpAddr::V4(first.into()), IpAddr::V4(last.into())).unwrap();
+            let covered = ranges(&[range]).cover(&pools());
+            let blocks = usize::try_from((last >> 8) - (first >> 8)).unwrap() + 1;
+            if blocks > MAX_COVERED_BLOCKS {
+                prop_assert_eq!(covered, Err(WishError::TooWide { blocks }));
+            } else {
+                let covered = covered.unwrap();
+                prop_assert_eq!(covered.len(), blocks);
+                prop_assert!(covered.iter().all(|block| range.within(block).is_some()));
+                prop_assert!(covered[0].contains(&range.first()) && covered[blocks - 1].contains(&range.last()));
+            }
+        }
+    }
+}
