@@ -135,6 +135,9 @@ pub struct Attachment {
     pub pod: PodView,
     /// The pod's uid; empty when the runtime did not say.
     pub pod_uid: String,
+    /// Whether its addresses stay its own when it ends.
+    #[serde(default)]
+    pub sticky: bool,
     /// The rates the runtime asked for.
     pub requested: Limits,
     /// The rates in force.
@@ -251,6 +254,7 @@ mod tests {
             addresses: vec!["10.244.1.2/24".parse().unwrap()],
             pod: PodView::default(),
             pod_uid: String::new(),
+            sticky: false,
             requested: Limits::default(),
             shaping: Shaping::default(),
             state,

@@ -176,6 +176,7 @@ mod tests {
             addresses: addresses.iter().map(|address| net(address)).collect(),
             pod: PodView::default(),
             pod_uid: String::new(),
+            sticky: false,
             requested: Limits::default(),
             shaping,
             state: AttachmentState::Intended,

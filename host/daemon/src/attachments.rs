@@ -8,6 +8,7 @@
 //! ```
 
 mod addresses;
+mod departure;
 mod error;
 mod repair;
 mod requests;
@@ -20,12 +21,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use culvert_core::address::Family;
+use culvert_core::allocation::AddressWish;
 use culvert_core::attachment::{Attachment, AttachmentKey};
 use culvert_core::bandwidth::Limits;
 use culvert_core::claim::Pool;
 use culvert_core::lease::LeaseTable;
 use culvert_core::policy::PodView;
-use culvert_kernel::{Kernel, PodNamespace};
+use culvert_kernel::{Kernel, LinkRemover, PodNamespace};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -36,6 +38,7 @@ use crate::policies::Policies;
 use crate::store::Store;
 use crate::view;
 
+use departure::Departures;
 pub use error::AttachmentError;
 pub use repair::StartError;
 
@@ -61,6 +64,10 @@ pub struct AddRequest {
     pub pod: PodView,
     /// The pod's uid; may be empty.
     pub pod_uid: String,
+    /// Which addresses it wants.
+    pub wish: AddressWish,
+    /// Whether its addresses stay its own when it ends.
+    pub sticky: bool,
     /// The rates the runtime asks for.
     pub requested: Limits,
     /// **Units** bytes; the node's unless the configuration of the network says otherwise.
@@ -89,8 +96,8 @@ pub enum Command {
     Collect(String, Vec<AttachmentKey>, Reply<()>),
     /// Compare an attachment with what is there.
     Check(CheckRequest, Reply<()>),
-    /// Whether an ADD would be served.
-    Ready(Reply<()>),
+    /// Whether an ADD with this wish would be served.
+    Ready(AddressWish, Reply<()>),
     /// What this node may give addresses from.
     SetBlocks {
         /// Blocks that new addresses may come from.
@@ -160,6 +167,8 @@ pub struct Parts {
     pub store: Store,
     /// The owner's own kernel sockets.
     pub kernel: Kernel,
+    /// What takes links away.
+    pub remover: LinkRemover,
     /// The plugins.
     pub policies: Arc<Policies>,
     /// Counters.
@@ -180,6 +189,7 @@ pub struct AttachmentsOwner {
     bridge: Option<u32>,
     repaired: bool,
     waiting: Vec<Waiting>,
+    departures: Departures,
 }
 
 /// An ADD that waits for the node's first blocks.
@@ -209,6 +219,7 @@ impl AttachmentsOwner {
                     Some(command) => self.on_command(command).await,
                     None => return,
                 },
+                departed = self.departures.next() => self.on_departed(departed),
                 () = until(deadline) => self.give_up_waiting(),
             }
         }
@@ -218,10 +229,7 @@ impl AttachmentsOwner {
         match command {
             Command::Add(request, reply) => self.on_add_request(request, reply).await,
             Command::Acknowledged(key) => self.acknowledge(&key),
-            Command::Delete(key, reply) => {
-                let deleted = self.delete(&key).await;
-                answer(reply, deleted);
-            }
+            Command::Delete(key, reply) => self.begin_departure(&key, reply).await,
             Command::Collect(network, valid, reply) => {
                 let collected = self.collect(&network, &valid).await;
                 answer(reply, collected);
@@ -230,7 +238,7 @@ impl AttachmentsOwner {
                 let checked = self.check(&request).await;
                 answer(reply, checked);
             }
-            Command::Ready(reply) => answer(reply, self.ready()),
+            Command::Ready(wish, reply) => answer(reply, self.ready(&wish)),
             Command::SetBlocks { usable, all, pools } => self.set_blocks(usable, all, pools).await,
             Command::SetBridge(index) => self.set_bridge(index).await,
             Command::Reshape => self.reshape_all().await,
@@ -245,7 +253,7 @@ impl AttachmentsOwner {
     }
 
     async fn on_add_request(&mut self, request: Box<AddRequest>, reply: Reply<Attachment>) {
-        if self.ready().is_err() && self.may_become_ready() && self.waiting.len() < WAITING_ADDS {
+        if self.ready(&request.wish).is_err() && self.may_become_ready() && self.waiting.len() < WAITING_ADDS {
             self.waiting.push(Waiting { until: Instant::now() + BLOCK_WAIT, request, reply });
             return;
         }
@@ -255,10 +263,11 @@ impl AttachmentsOwner {
 
     /// Serves the ADDs that waited for blocks, once the blocks are there.
     async fn serve_waiting(&mut self) {
-        if self.ready().is_err() {
-            return;
-        }
         for waiting in std::mem::take(&mut self.waiting) {
+            if self.ready(&waiting.request.wish).is_err() {
+                self.waiting.push(waiting);
+                continue;
+            }
             let added = self.add(*waiting.request).await;
             answer(waiting.reply, added);
         }
@@ -269,7 +278,8 @@ impl AttachmentsOwner {
         let (over, still): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.until <= now);
         for waiting in over {
-            answer(waiting.reply, Err(self.ready().err().unwrap_or(AttachmentError::Stopping)));
+            let reason = self.ready(&waiting.request.wish).err().unwrap_or(AttachmentError::Stopping);
+            answer(waiting.reply, Err(reason));
         }
         self.waiting = still;
     }

@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
+use culvert_core::allocation::AddressWish;
+
 use crate::admin::Inspect;
 use crate::attachments::{self, Command as AttachmentCommand};
 use crate::cluster_owner::{self, Command as ClusterCommand};
@@ -56,7 +58,7 @@ impl Inspect for Inspector {
     async fn status(&self) -> view::Status {
         let cluster = self.cluster.ask(ClusterCommand::Status).await.unwrap_or_default();
         let mut problems = cluster.problems;
-        let ready = self.attachments.request(AttachmentCommand::Ready).await;
+        let ready = self.attachments.request(|reply| AttachmentCommand::Ready(AddressWish::default(), reply)).await;
         if let Err(error) = &ready {
             problems.insert(0, error.to_string());
         }

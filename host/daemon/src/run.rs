@@ -15,10 +15,11 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use culvert_cluster::{Cluster, static_file::StaticCluster};
 use culvert_core::address::Family;
+use culvert_core::allocation::AddressWish;
 use culvert_core::membership::PeerId;
 use culvert_core::topology::Topology;
 use culvert_core::tunnel_table::TunnelTable;
-use culvert_kernel::{Kernel, KernelChange};
+use culvert_kernel::{Kernel, KernelChange, LinkRemover};
 use culvert_mesh::{MeshEvent, MeshHandle, MeshLimits, NodeKey, PreSharedKeys, RelayAddress};
 use culvert_plugin::{FolderSnapshot, FolderSource, Kind, Limits, PluginHost, PluginHostConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -117,7 +118,7 @@ fn notify_supervisor(states: &[sd_notify::NotifyState<'_>]) {
 
 /// Notes how long it took until an ADD could be served.
 async fn note_ready(attachments: attachments::Handle, started: Instant, ready_after: Arc<OnceLock<u64>>) {
-    while attachments.request(AttachmentCommand::Ready).await.is_err() {
+    while attachments.request(|reply| AttachmentCommand::Ready(AddressWish::default(), reply)).await.is_err() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -184,6 +185,7 @@ impl Started {
             config: Arc::clone(config),
             store: self.store.clone(),
             kernel: Kernel::open().await?,
+            remover: LinkRemover::start()?,
             policies: Arc::clone(&self.policies),
             metrics: self.metrics.clone(),
             low,

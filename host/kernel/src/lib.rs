@@ -22,6 +22,7 @@ mod message;
 mod neighbour;
 mod node;
 mod observe;
+mod remover;
 mod rtnl;
 mod sysctl;
 mod tun;
@@ -41,6 +42,7 @@ pub use crate::firewall::FirewallError;
 pub use crate::neighbour::Neighbour;
 pub use crate::node::{NodeLinks, NodeSpec};
 pub use crate::observe::{Link, Observed, OnLink};
+pub use crate::remover::LinkRemover;
 pub use crate::sysctl::SysctlError;
 pub use crate::tun::{Offloads, Tun, TunError, open_tun};
 pub use crate::watch::{KernelChange, Watch, watch};
@@ -54,6 +56,8 @@ pub const ROUTE_TABLE: u8 = 67;
 pub const ROUTE_PROTOCOL: u8 = 67;
 /// The group of every link of ours: how strays are told from other people's links.
 pub const LINK_GROUP: u32 = 67;
+/// The group that links of ours are in while they are deleted.
+pub const DEPARTING_GROUP: u32 = 6767;
 /// The place of our rule: before `main` (32,766), so that our table decides first, and far enough behind 0
 /// that an operator can still put rules before it.
 pub const RULE_PRIORITY: u32 = 1000;
@@ -96,13 +100,7 @@ impl Kernel {
     pub async fn open() -> Result<Self, KernelError> {
         let rtnl = Rtnl::open()?;
         let channel = Channel::open().map_err(KernelError::Open)?;
-        let index_probe = rustix::net::socket_with(
-            rustix::net::AddressFamily::UNIX,
-            rustix::net::SocketType::DGRAM,
-            rustix::net::SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|errno| KernelError::Open(errno.into()))?;
+        let index_probe = index_probe().map_err(KernelError::Open)?;
         Ok(Self {
             rtnl,
             channel: Arc::new(Mutex::new(channel)),
@@ -164,6 +162,12 @@ impl Kernel {
     pub fn free_index(&mut self) -> u32 {
         next_index(&self.index_probe)
     }
+}
+
+/// A socket of the calling thread's network namespace, to ask which links are there.
+fn index_probe() -> std::io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    Ok(socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
 }
 
 /// The next index that is unused in the namespace `probe` was opened in.

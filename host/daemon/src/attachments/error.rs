@@ -58,6 +58,14 @@ pub enum AttachmentError {
     /// The kernel cannot be asked.
     #[error("the kernel cannot be asked: {0}")]
     Kernel(#[from] KernelError),
+    /// Its links are still there.
+    #[error("container {} could not be detached from network {}: {reason}; try again", key.container_id, key.network)]
+    NotRemoved {
+        /// The attachment.
+        key: AttachmentKey,
+        /// What the kernel said.
+        reason: String,
+    },
     /// CHECK: there is no such attachment.
     #[error("container {} has no {} on network {}", key.container_id, key.ifname, key.network)]
     Unknown {
@@ -93,7 +101,7 @@ impl AttachmentError {
             | Self::NoBridge
             | Self::Stopping => Code::TryAgainLater,
             Self::Store(_) => Code::Store,
-            Self::Kernel(_) | Self::Apply(_) => Code::Kernel,
+            Self::Kernel(_) | Self::Apply(_) | Self::NotRemoved { .. } => Code::Kernel,
             Self::Unknown { .. } => Code::UnknownContainer,
             Self::Exists { .. } => Code::AlreadyAttached,
             Self::Differs { .. } => Code::CheckFailed,

@@ -35,6 +35,7 @@ impl AttachmentsOwner {
             bridge: None,
             repaired: false,
             waiting: Vec::new(),
+            departures: super::departure::Departures::default(),
         })
     }
 
@@ -96,7 +97,8 @@ fn load_leases(
     let held = attachments.values().flat_map(|attachment| {
         let state = culvert_core::lease::LeaseState::Held(attachment.key.clone());
         let addresses = attachment.addresses.iter().map(ipnet::IpNet::addr);
-        addresses.map(move |address| LeaseRow { address, state: state.clone(), reserved_for: None })
+        let reserved_for = attachment.sticky.then(|| super::addresses::pod_name(&attachment.pod));
+        addresses.map(move |address| LeaseRow { address, state: state.clone(), reserved_for: reserved_for.clone() })
     });
     let mut rows: BTreeMap<std::net::IpAddr, LeaseRow> = released.map(|row| (row.address, row)).collect();
     for row in held {

@@ -1,10 +1,11 @@
-//! ADD, DEL, CHECK and GC.
+//! ADD, CHECK and GC.
 
 use culvert_core::address::gateway;
-use culvert_core::attachment::{AddDecision, Attachment, AttachmentKey, AttachmentState, DelDecision, on_add, on_del};
-use culvert_core::attachment_plan::{PodNetwork, plan_add, plan_del};
+use culvert_core::attachment::{AddDecision, Attachment, AttachmentKey, AttachmentState, on_add};
+use culvert_core::attachment_plan::{PodNetwork, plan_add};
 use culvert_core::route_plan::BridgeGateways;
 
+use super::addresses::Taker;
 use super::{AddRequest, AttachmentError, AttachmentsOwner, CheckRequest};
 use crate::store::{Durability, Kind};
 
@@ -19,11 +20,12 @@ impl AttachmentsOwner {
                 return Err(AttachmentError::Exists { key: request.key, host_name });
             }
         }
-        self.ready()?;
+        self.ready(&request.wish)?;
         let bridge_index = self.bridge.ok_or(AttachmentError::NoBridge)?;
-        let addresses = self.take_addresses(&request.key, &request.pod).await?;
+        let taker = Taker { key: &request.key, pod: &request.pod, wish: &request.wish, sticky: request.sticky };
+        let addresses = self.take_addresses(&taker).await?;
         let shaping = self.shape_new(&request.pod, &request.requested);
-        let AddRequest { key, netns, namespace, pod, pod_uid, requested, mtu_bytes } = request;
+        let AddRequest { key, netns, namespace, pod, pod_uid, requested, mtu_bytes, sticky, .. } = request;
         let mut attachment = Attachment {
             netns,
             host_name: key.host_name(),
@@ -38,6 +40,7 @@ impl AttachmentsOwner {
             pod_uid,
             requested,
             shaping,
+            sticky,
             state: AttachmentState::Intended,
             key,
         };
@@ -75,39 +78,14 @@ impl AttachmentsOwner {
         }
     }
 
-    /// Detaches a pod from own records alone.
-    pub(super) async fn delete(&mut self, key: &AttachmentKey) -> Result<(), AttachmentError> {
-        match on_del(self.attachments.get(key)) {
-            DelDecision::Nothing => Ok(()),
-            DelDecision::TakeDown => self.take_down(key).await,
-        }
-    }
-
-    /// Detaches what is not in the list; goes on after a failure and answers the first.
+    /// Detaches what is not in the list.
     pub(super) async fn collect(&mut self, network: &str, valid: &[AttachmentKey]) -> Result<(), AttachmentError> {
         let stale = self.attachments.keys().filter(|key| key.network == network && !valid.contains(key));
-        let mut first = Ok(());
-        for key in stale.cloned().collect::<Vec<_>>() {
+        let stale: Vec<AttachmentKey> = stale.cloned().collect();
+        for key in &stale {
             tracing::info!(attachment = %key, "collected: the runtime does not know it");
-            let taken = self.take_down(&key).await;
-            first = first.and(taken);
         }
-        first
-    }
-
-    /// Takes an attachment down, whatever is left of it, and forgets it.
-    pub(super) async fn take_down(&mut self, key: &AttachmentKey) -> Result<(), AttachmentError> {
-        let Some(attachment) = self.attachments.get(key) else { return Ok(()) };
-        let plan = plan_del(attachment);
-        let deleting = Attachment { state: AttachmentState::Deleting, ..attachment.clone() };
-        // A full disk must not keep a pod's interface alive: the links go in any case.
-        if let Err(error) = self.record(&deleting) {
-            tracing::warn!(attachment = %key, %error, "the deletion could not be journalled; going on");
-        }
-        self.parts.kernel.apply(&plan, None).await?;
-        self.forget(key);
-        self.count_addresses();
-        Ok(())
+        self.take_down_all(stale).await
     }
 
     /// Releases the addresses of an attachment and drops its record.

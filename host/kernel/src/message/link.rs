@@ -10,7 +10,7 @@ use netlink_packet_route::link::{
 };
 
 use super::{CHANGE, CREATE, Request};
-use crate::LINK_GROUP;
+use crate::{DEPARTING_GROUP, LINK_GROUP};
 
 /// Make the pair, the pod end born in the namespace behind `netns`, neither end up nor on a bridge.
 ///
@@ -86,6 +86,18 @@ pub(crate) fn ours(index: u32) -> Request {
 pub(crate) fn delete(name: &str) -> Request {
     let mut link = LinkMessage::default();
     link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    Request { message: RouteNetlinkMessage::DelLink(link), flags: CHANGE }
+}
+
+/// Put a link into the group of those about to be deleted.
+pub(crate) fn departing(index: u32) -> Request {
+    set(index, LinkAttribute::Group(DEPARTING_GROUP))
+}
+
+/// Delete all links of that group as one.
+pub(crate) fn delete_departing() -> Request {
+    let mut link = LinkMessage::default();
+    link.attributes.push(LinkAttribute::Group(DEPARTING_GROUP));
     Request { message: RouteNetlinkMessage::DelLink(link), flags: CHANGE }
 }
 
