@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::bandwidth::{Limits, Shaping};
+use crate::host_port::HostPort;
+use crate::nat::NatElements;
+use crate::plan::Plan;
 use crate::policy::PodView;
 
 /// The longest interface name Linux takes: IFNAMSIZ without its closing NUL.
@@ -144,6 +147,25 @@ pub struct Attachment {
     pub shaping: Shaping,
     /// How far it has come.
     pub state: AttachmentState,
+    /// The order of creation: larger is newer. See [`next_serial`].
+    #[serde(default)]
+    pub serial: u64,
+    /// The ports of the node that lead to it, admitted.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
+    /// Whether it leaves the cluster under the node's address.
+    #[serde(default = "yes")]
+    pub masquerade: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The serial of the next attachment: newer than all of these.
+#[must_use]
+pub fn next_serial<'a>(records: impl IntoIterator<Item = &'a Attachment>) -> u64 {
+    records.into_iter().map(|record| record.serial).max().unwrap_or(0).saturating_add(1)
 }
 
 /// What an ADD may do.
@@ -185,7 +207,7 @@ pub fn on_del(existing: Option<&Attachment>) -> DelDecision {
 }
 
 /// One repair at start, in the order given.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RepairAction {
     /// The answer never reached the runtime, or a DEL was cut short: carry out the delete plan,
     /// release its addresses, forget it.
@@ -197,11 +219,18 @@ pub enum RepairAction {
     Reshape(AttachmentKey),
     /// A link of ours that no record names: delete it.
     DeleteLink(String),
+    /// Elements of the NAT table are missing, wrong or stray: carry this plan out.
+    SetElements(Plan),
 }
 
-/// Decides the repairs at start from the records and the names of the links the kernel shows.
+/// Decides the repairs at start from the records, and from the names of the links and the elements of the NAT
+/// table that the kernel shows.
 #[must_use]
-pub fn recover<'a>(records: impl IntoIterator<Item = &'a Attachment>, links: &BTreeSet<String>) -> Vec<RepairAction> {
+pub fn recover<'a>(
+    records: impl IntoIterator<Item = &'a Attachment>,
+    links: &BTreeSet<String>,
+    elements: &NatElements,
+) -> Vec<RepairAction> {
     let records: BTreeMap<&AttachmentKey, &Attachment> =
         records.into_iter().map(|record| (&record.key, record)).collect();
     let repairs = records.values().filter_map(|record| repair(record, links));
@@ -211,7 +240,15 @@ pub fn recover<'a>(records: impl IntoIterator<Item = &'a Attachment>, links: &BT
         .flatten()
         .collect();
     let strays = links.iter().filter(|name| is_attachment_link(name) && !recorded.contains(name.as_str()));
-    repairs.chain(strays.cloned().map(RepairAction::DeleteLink)).collect()
+    let staying = records.values().filter(|record| stays(record, links)).copied();
+    let plan = NatElements::diff(elements, &NatElements::of(staying));
+    let elements = Some(plan).filter(|plan| !plan.is_empty()).map(RepairAction::SetElements);
+    repairs.chain(strays.cloned().map(RepairAction::DeleteLink)).chain(elements).collect()
+}
+
+/// Whether a record outlives the repair.
+fn stays(record: &Attachment, links: &BTreeSet<String>) -> bool {
+    record.state == AttachmentState::Acknowledged && links.contains(&record.host_name)
 }
 
 fn repair(record: &Attachment, links: &BTreeSet<String>) -> Option<RepairAction> {
@@ -220,7 +257,7 @@ fn repair(record: &Attachment, links: &BTreeSet<String>) -> Option<RepairAction>
         AttachmentState::Intended | AttachmentState::Applied | AttachmentState::Deleting => {
             Some(RepairAction::TakeDown(key()))
         }
-        AttachmentState::Acknowledged if !links.contains(&record.host_name) => Some(RepairAction::Forget(key())),
+        AttachmentState::Acknowledged if !stays(record, links) => Some(RepairAction::Forget(key())),
         AttachmentState::Acknowledged => {
             let ifb_missing = record.ifb_name.as_ref().is_some_and(|ifb| !links.contains(ifb));
             ifb_missing.then(|| RepairAction::Reshape(key()))
@@ -231,6 +268,9 @@ fn repair(record: &Attachment, links: &BTreeSet<String>) -> Option<RepairAction>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Family;
+    use crate::host_port::{PortKey, PortTarget, Transport};
+    use crate::plan::Step;
 
     fn key(container_id: &str) -> AttachmentKey {
         AttachmentKey {
@@ -258,12 +298,27 @@ mod tests {
             requested: Limits::default(),
             shaping: Shaping::default(),
             state,
+            serial: 1,
+            host_ports: Vec::new(),
+            masquerade: true,
             key,
         }
     }
 
     const STATES: [AttachmentState; 4] =
         [AttachmentState::Intended, AttachmentState::Applied, AttachmentState::Acknowledged, AttachmentState::Deleting];
+
+    #[test]
+    fn a_record_from_before_host_ports_is_the_oldest_and_masqueraded() {
+        let mut record = attachment("a", AttachmentState::Acknowledged, false);
+        let mut json = serde_json::to_value(&record).unwrap();
+        for field in ["serial", "host_ports", "masquerade"] {
+            assert!(json.as_object_mut().unwrap().remove(field).is_some());
+        }
+        record.serial = 0;
+        assert_eq!(serde_json::from_value::<Attachment>(json).unwrap(), record);
+        assert_eq!(next_serial([&record]), 1);
+    }
 
     #[test]
     fn only_an_acknowledged_attachment_refuses_an_add() {
@@ -334,7 +389,7 @@ mod tests {
             key("f-ifb-gone").host_name(),
         ]);
         assert_eq!(
-            recover(&records, &links),
+            recover(&records, &links, &NatElements::default()),
             [
                 RepairAction::Forget(key("b-gone")),
                 RepairAction::TakeDown(key("c-intended")),
@@ -345,5 +400,38 @@ mod tests {
                 RepairAction::DeleteLink(stray[1].clone()),
             ]
         );
+    }
+
+    #[test]
+    fn a_start_sets_missing_elements_again_and_removes_strays() {
+        let port = |host_port| HostPort { host_ip: None, host_port, transport: Transport::Udp, container_port: 53 };
+        let key = |port| PortKey { family: Family::V4, host_ip: None, transport: Transport::Udp, port };
+        let target = |address: &str| PortTarget { address: address.parse().unwrap(), port: 53 };
+        let mut stays = attachment("a", AttachmentState::Acknowledged, false);
+        stays.host_ports = vec![port(53), port(54), port(55)];
+        stays.masquerade = false;
+        let mut goes = attachment("b", AttachmentState::Applied, false);
+        goes.addresses = vec!["10.244.1.9/24".parse().unwrap()];
+        goes.host_ports = vec![port(53)];
+        goes.serial = 2;
+        let links = BTreeSet::from([stays.host_name.clone(), goes.host_name.clone()]);
+        let (own, others, strange) = (target("10.244.1.2"), target("10.244.1.9"), "10.244.1.77".parse().unwrap());
+        let present = NatElements {
+            ports: [(key(53), others), (key(54), own), (key(99), others)].into(),
+            unmasqueraded: [strange].into(),
+        };
+        let plan = Plan {
+            steps: vec![
+                Step::SetPort { key: key(53), target: own, before: Some(others) },
+                Step::SetPort { key: key(55), target: own, before: None },
+                Step::RemovePort { key: key(99), target: others },
+                Step::Exempt { address: own.address },
+                Step::Unexempt { address: strange },
+            ],
+        };
+        let expected = [RepairAction::TakeDown(goes.key.clone()), RepairAction::SetElements(plan)];
+        assert_eq!(recover([&stays, &goes], &links, &present), expected);
+        let links = BTreeSet::from([stays.host_name.clone()]);
+        assert_eq!(recover([&stays], &links, &NatElements::of([&stays])), []);
     }
 }

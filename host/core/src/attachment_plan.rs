@@ -8,6 +8,8 @@ use ipnet::IpNet;
 use crate::address::{self, Family};
 use crate::attachment::Attachment;
 use crate::bandwidth::Shaping;
+use crate::host_port::PortTable;
+use crate::nat::unmasqueraded;
 use crate::plan::{Plan, Step, Veth};
 use crate::route_plan::BridgeGateways;
 
@@ -34,24 +36,31 @@ pub struct PodNetwork {
 /// The plan that makes an attachment, from its record and with the rates in it.
 ///
 /// The pair comes first, so that undoing the plan takes everything in the pod with it; the rates
-/// come before the pod can send.
+/// come before the pod can send. Last come its host ports, `ports` being those of all attachments, so that they
+/// lead to a pod that is there.
 #[must_use]
-pub fn plan_add(attachment: &Attachment, network: &PodNetwork) -> Plan {
+pub fn plan_add(attachment: &Attachment, network: &PodNetwork, ports: &PortTable) -> Plan {
     let mut steps = vec![Step::CreateVeth(veth(attachment, network.bridge_index))];
     steps.extend(plan_reshape(attachment, &Shaping::default(), &attachment.shaping).steps);
     let index = attachment.pod_index;
     steps.push(Step::PodLinkUp { index });
     steps.extend(attachment.addresses.iter().map(|address| Step::PodAddress { index, address: *address }));
     steps.extend(pod_routes(attachment, network));
+    steps.extend(unmasqueraded(attachment).map(|address| Step::Exempt { address }));
+    steps.extend(ports.claim(attachment));
     Plan { steps }
 }
 
-/// The plan that takes an attachment down. Each step counts as done when its link is gone already;
+/// The plan that takes an attachment down. First go its host ports, or back to an older attachment, `ports` being
+/// those of all attachments. Each step counts as done when its link or element is gone already;
 /// the ifb is named even when the record has none, for a limit that was being set when we died.
 #[must_use]
-pub fn plan_del(attachment: &Attachment) -> Plan {
+pub fn plan_del(attachment: &Attachment, ports: &PortTable) -> Plan {
     let names = [attachment.host_name.clone(), ifb_name(attachment)];
-    Plan { steps: names.map(|name| Step::DeleteLink { name }).into() }
+    let mut steps = ports.release(attachment);
+    steps.extend(unmasqueraded(attachment).map(|address| Step::Unexempt { address }));
+    steps.extend(names.map(|name| Step::DeleteLink { name }));
+    Plan { steps }
 }
 
 /// The plan that moves an attachment from one set of rates to another; empty when they are equal.
@@ -142,6 +151,7 @@ mod tests {
     use super::*;
     use crate::attachment::{AttachmentKey, AttachmentState};
     use crate::bandwidth::{Limits, Rate};
+    use crate::host_port::{HostPort, PortKey, PortTarget, Transport};
     use crate::plan::{KernelRoute, KernelVia};
     use crate::policy::PodView;
 
@@ -180,8 +190,33 @@ mod tests {
             requested: Limits::default(),
             shaping,
             state: AttachmentState::Intended,
+            serial: 2,
+            host_ports: Vec::new(),
+            masquerade: true,
             key,
         }
+    }
+
+    fn tcp(host_port: u16) -> HostPort {
+        HostPort { host_ip: None, host_port, transport: Transport::Tcp, container_port: 80 }
+    }
+
+    fn tcp_element(port: u16, address: &str) -> (PortKey, PortTarget) {
+        let key = PortKey { family: Family::V4, host_ip: None, transport: Transport::Tcp, port };
+        (key, PortTarget { address: ip(address), port: 80 })
+    }
+
+    /// An attachment that is not masqueraded and asks for two ports, and an older one that has the first of them.
+    fn with_ports() -> (Attachment, Attachment) {
+        let mut older = attachment(&["10.244.1.6/24"], Shaping::default());
+        older.key.container_id = "c0".to_owned();
+        older.serial = 1;
+        older.host_ports = vec![tcp(8080)];
+        let mut attachment = attachment(&["10.244.1.7/24", "fd10::7/64"], shaping(Some(1), Some(2)));
+        let any_v4 = Some(ip("0.0.0.0"));
+        attachment.host_ports = [8080, 8081].map(|port| HostPort { host_ip: any_v4, ..tcp(port) }).into();
+        attachment.masquerade = false;
+        (attachment, older)
     }
 
     fn network() -> PodNetwork {
@@ -213,7 +248,7 @@ mod tests {
     fn an_attachment_is_made_in_one_plan() {
         let attachment = attachment(&["10.244.1.7/24", "fd10::7/64"], shaping(Some(1), Some(2)));
         assert_eq!(
-            plan_add(&attachment, &network()).steps,
+            plan_add(&attachment, &network(), &PortTable::default()).steps,
             [
                 veth_step(),
                 Step::ShapeIngress { host_name: "cvhost".to_owned(), rate: rate(1), before: None },
@@ -235,7 +270,8 @@ mod tests {
 
     #[test]
     fn a_carved_out_address_reaches_the_bridge_through_an_on_link_route() {
-        let steps = plan_add(&attachment(&["10.244.9.7/32"], Shaping::default()), &network()).steps;
+        let steps =
+            plan_add(&attachment(&["10.244.9.7/32"], Shaping::default()), &network(), &PortTable::default()).steps;
         assert_eq!(
             steps[3..],
             [
@@ -249,7 +285,12 @@ mod tests {
     #[test]
     fn two_addresses_of_a_family_share_one_default_route() {
         let network = PodNetwork { extra_routes: vec![], ..network() };
-        let steps = plan_add(&attachment(&["10.244.1.7/24", "10.244.2.7/24"], Shaping::default()), &network).steps;
+        let steps = plan_add(
+            &attachment(&["10.244.1.7/24", "10.244.2.7/24"], Shaping::default()),
+            &network,
+            &PortTable::default(),
+        )
+        .steps;
         assert_eq!(steps[4..], [pod_route("0.0.0.0/0", Some("10.244.1.1"))]);
     }
 
@@ -257,10 +298,40 @@ mod tests {
     fn taking_down_names_both_links_even_when_the_record_has_no_ifb() {
         let mut attachment = attachment(&[], Shaping::default());
         let delete = |name: &str| Step::DeleteLink { name: name.to_owned() };
-        assert_eq!(plan_del(&attachment).steps, [delete("cvhost"), delete("cvifb")]);
+        assert_eq!(plan_del(&attachment, &PortTable::default()).steps, [delete("cvhost"), delete("cvifb")]);
         attachment.ifb_name = None;
         let derived = attachment.key.ifb_name();
-        assert_eq!(plan_del(&attachment).steps, [delete("cvhost"), delete(&derived)]);
+        assert_eq!(plan_del(&attachment, &PortTable::default()).steps, [delete("cvhost"), delete(&derived)]);
+    }
+
+    #[test]
+    fn ports_and_the_exemption_are_set_last_and_go_first() {
+        let (attachment, older) = with_ports();
+        let table = PortTable::of([&attachment, &older]);
+        let ((shared, own), (_, others)) = (tcp_element(8080, "10.244.1.7"), tcp_element(8080, "10.244.1.6"));
+        let (single, single_target) = tcp_element(8081, "10.244.1.7");
+        let exempt = ["10.244.1.7", "fd10::7"].map(ip);
+        let add = plan_add(&attachment, &network(), &table).steps;
+        assert_eq!(
+            add[add.len() - 4..],
+            [
+                Step::Exempt { address: exempt[0] },
+                Step::Exempt { address: exempt[1] },
+                Step::SetPort { key: shared, target: own, before: Some(others) },
+                Step::SetPort { key: single, target: single_target, before: None },
+            ]
+        );
+        assert_eq!(
+            plan_del(&attachment, &table).steps[..5],
+            [
+                Step::SetPort { key: shared, target: others, before: Some(own) },
+                Step::RemovePort { key: single, target: single_target },
+                Step::Unexempt { address: exempt[0] },
+                Step::Unexempt { address: exempt[1] },
+                Step::DeleteLink { name: "cvhost".to_owned() },
+            ]
+        );
+        assert_eq!(plan_del(&older, &table).steps[0], Step::DeleteLink { name: "cvhost".to_owned() });
     }
 
     /// What the steps of these plans leave behind.
@@ -271,6 +342,8 @@ mod tests {
         ingress: BTreeMap<String, Rate>,
         egress: BTreeMap<String, (String, Rate)>,
         routes: BTreeMap<IpNet, KernelRoute>,
+        ports: BTreeMap<PortKey, PortTarget>,
+        unmasqueraded: BTreeSet<IpAddr>,
     }
 
     impl Kernel {
@@ -301,6 +374,10 @@ mod tests {
                 }
                 Step::SetRoute { route, before } => assert_eq!(self.routes.insert(route.to, route), before),
                 Step::RemoveRoute { route } => assert_eq!(self.routes.remove(&route.to), Some(route)),
+                Step::SetPort { key, target, before } => assert_eq!(self.ports.insert(key, target), before),
+                Step::RemovePort { key, target } => assert_eq!(self.ports.remove(&key), Some(target)),
+                Step::Exempt { address } => assert!(self.unmasqueraded.insert(address)),
+                Step::Unexempt { address } => assert!(self.unmasqueraded.remove(&address)),
             }
         }
 
@@ -321,8 +398,25 @@ mod tests {
 
     #[test]
     fn a_failed_add_is_undone_at_every_step() {
-        let attachment = attachment(&["10.244.1.7/24", "fd10::7/64"], shaping(Some(1), Some(2)));
-        undo_restores_after_every_failed_step(&Kernel::default(), &plan_add(&attachment, &network()));
+        let (attachment, older) = with_ports();
+        let table = PortTable::of([&older]);
+        let before = Kernel { ports: table.elements(), ..Kernel::default() };
+        undo_restores_after_every_failed_step(&before, &plan_add(&attachment, &network(), &table));
+    }
+
+    #[test]
+    fn a_failed_release_of_ports_is_undone_at_every_step() {
+        let (attachment, older) = with_ports();
+        let table = PortTable::of([&attachment, &older]);
+        let unmasqueraded = attachment.addresses.iter().map(IpNet::addr).collect();
+        let before = Kernel { ports: table.elements(), unmasqueraded, ..Kernel::default() };
+        let mut plan = plan_del(&attachment, &table);
+        // What lived in the links cannot be brought back.
+        plan.steps.retain(|step| !matches!(step, Step::DeleteLink { .. }));
+        undo_restores_after_every_failed_step(&before, &plan);
+        let after = before.after(&plan, plan.steps.len());
+        assert_eq!(after.ports, PortTable::of([&older]).elements());
+        assert!(after.unmasqueraded.is_empty());
     }
 
     #[test]
@@ -332,7 +426,7 @@ mod tests {
             rates.iter().flat_map(|ingress| rates.map(|egress| shaping(*ingress, egress))).collect();
         for from in &settings {
             let attachment = attachment(&["10.244.1.7/24"], *from);
-            let add = plan_add(&attachment, &network());
+            let add = plan_add(&attachment, &network(), &PortTable::default());
             let before = Kernel::default().after(&add, add.steps.len());
             for to in &settings {
                 let plan = plan_reshape(&attachment, from, to);

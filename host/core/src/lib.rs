@@ -8,6 +8,7 @@
 //! claim ──────┼─> topology ─> [route plugin] ─> decision::admit ─> route_plan ─> plan ─> kernel
 //! reach ──────┘                                        └────────> tunnel_table ────────> mesh
 //! attachment + lease + bandwidth <─ [ipam, bandwidth plugins] ──> attachment_plan ─> plan ─> kernel
+//! attachment + host_port + nat ────────────────────────────────────────┘
 //! ```
 
 pub mod address;
@@ -18,8 +19,10 @@ pub mod bandwidth;
 pub mod claim;
 pub mod config;
 pub mod decision;
+pub mod host_port;
 pub mod lease;
 pub mod membership;
+pub mod nat;
 pub mod packet;
 pub mod plan;
 pub mod policy;

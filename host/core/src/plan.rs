@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::bandwidth::Rate;
+use crate::host_port::{PortKey, PortTarget};
 
 /// A host end, a pod end and the bridge they hang on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +143,32 @@ pub enum Step {
         /// The route that is there.
         route: KernelRoute,
     },
+    /// Lead a host port to a pod, wherever it led before.
+    SetPort {
+        /// The port.
+        key: PortKey,
+        /// Where it leads now.
+        target: PortTarget,
+        /// Where it led before, for the inverse.
+        before: Option<PortTarget>,
+    },
+    /// Let a host port lead nowhere; gone already counts as done.
+    RemovePort {
+        /// The port.
+        key: PortKey,
+        /// Where it led, for the inverse.
+        target: PortTarget,
+    },
+    /// Let a pod address leave the cluster as it is, not under the node's.
+    Exempt {
+        /// The address.
+        address: IpAddr,
+    },
+    /// Masquerade a pod address again; done already counts as done.
+    Unexempt {
+        /// The address.
+        address: IpAddr,
+    },
 }
 
 /// An ordered list of steps.
@@ -178,6 +205,13 @@ impl Step {
                 None => Self::RemoveRoute { route },
             }),
             Self::RemoveRoute { route } => Some(Self::SetRoute { route, before: None }),
+            Self::SetPort { key, target, before } => Some(match before {
+                Some(before) => Self::SetPort { key, target: before, before: Some(target) },
+                None => Self::RemovePort { key, target },
+            }),
+            Self::RemovePort { key, target } => Some(Self::SetPort { key, target, before: None }),
+            Self::Exempt { address } => Some(Self::Unexempt { address }),
+            Self::Unexempt { address } => Some(Self::Exempt { address }),
         }
     }
 }
