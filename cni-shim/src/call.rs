@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use culvert_cni::code::Code;
 use culvert_cni::environment::Environment;
 use culvert_cni::frame::MAX_STDIN_BYTES;
-use culvert_cni::head;
+use culvert_cni::head::{self, HeadError};
 use culvert_cni::version::{SpecVersion, Verb};
 
 use crate::answer::Failure;
@@ -91,10 +91,11 @@ impl Config {
             .map_err(|error| undecodable(&format!("it is not UTF-8 from byte {} on", error.valid_up_to())))?;
         let [name, version, socket, previous] = json::members(text, ["name", "cniVersion", "socket", "prevResult"])
             .map_err(|error| scan_failure(&error))?;
+        let refused = |error: HeadError| Failure::new(error.code(), error.to_string());
         let name = optional_text("name", name)?;
+        head::check_name(name.as_deref()).map_err(refused)?;
         let version = optional_text("cniVersion", version)?;
-        let version = head::check(name.as_deref(), version.as_deref(), verb)
-            .map_err(|error| Failure::new(error.code(), error.to_string()))?;
+        let version = head::check_version(version.as_deref(), verb).map_err(refused)?;
         let previous = match previous {
             Member::Object(text) => Some(text.to_owned()),
             Member::Absent => None,

@@ -59,10 +59,10 @@ impl fmt::Display for HeadError {
 
 impl std::error::Error for HeadError {}
 
-/// Checks name, version and verb, in this order, and returns the version to answer in.
+/// Checks the name, which comes first: before the version is even looked at.
 ///
-/// **Errors** the first rule broken.
-pub fn check(name: Option<&str>, cni_version: Option<&str>, verb: Verb) -> Result<SpecVersion, HeadError> {
+/// **Errors** it is missing or empty, or has a character it must not have.
+pub fn check_name(name: Option<&str>) -> Result<&str, HeadError> {
     let name = name.unwrap_or_default();
     if name.is_empty() {
         return Err(HeadError::NameMissing);
@@ -70,6 +70,13 @@ pub fn check(name: Option<&str>, cni_version: Option<&str>, verb: Verb) -> Resul
     if !is_identifier(name) {
         return Err(HeadError::NameInvalid(name.to_owned()));
     }
+    Ok(name)
+}
+
+/// Checks version and verb, in this order, and returns the version to answer in.
+///
+/// **Errors** the version is none of ours, or does not have the verb.
+pub fn check_version(cni_version: Option<&str>, verb: Verb) -> Result<SpecVersion, HeadError> {
     let text = cni_version.unwrap_or_default();
     let version = SpecVersion::parse(text).ok_or_else(|| HeadError::UnknownVersion(text.to_owned()))?;
     if version < verb.since() {
@@ -88,15 +95,16 @@ pub fn is_identifier(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{HeadError, check, is_identifier};
+    use super::{HeadError, check_name, check_version, is_identifier};
     use crate::version::{SpecVersion, Verb};
 
     #[test]
-    fn the_name_is_checked_before_the_version() {
-        assert_eq!(check(None, Some("9.9.9"), Verb::Add), Err(HeadError::NameMissing));
-        assert_eq!(check(Some(""), None, Verb::Add), Err(HeadError::NameMissing));
+    fn a_name_is_there_and_keeps_to_its_form() {
+        assert_eq!(check_name(Some("net-1.a_b")), Ok("net-1.a_b"));
+        assert_eq!(check_name(None), Err(HeadError::NameMissing));
+        assert_eq!(check_name(Some("")), Err(HeadError::NameMissing));
         for name in ["../x", "a\0b", "-a", ".a", "a b", "ä"] {
-            assert_eq!(check(Some(name), None, Verb::Add), Err(HeadError::NameInvalid(name.to_owned())));
+            assert_eq!(check_name(Some(name)), Err(HeadError::NameInvalid(name.to_owned())));
         }
     }
 
@@ -104,8 +112,9 @@ mod tests {
     fn the_version_is_checked_before_the_verb() {
         for version in ["9.9.9", "1.0", "abc"] {
             let expected = Err(HeadError::UnknownVersion(version.to_owned()));
-            assert_eq!(check(Some("net"), Some(version), Verb::Gc), expected);
+            assert_eq!(check_version(Some(version), Verb::Gc), expected);
         }
+        assert_eq!(check_version(None, Verb::Add), Ok(SpecVersion::V0_1_0));
     }
 
     #[test]
@@ -114,7 +123,7 @@ mod tests {
             for verb in Verb::ALL {
                 let expected =
                     if version < verb.since() { Err(HeadError::VerbTooNew { verb, version }) } else { Ok(version) };
-                assert_eq!(check(Some("net"), Some(version.as_str()), verb), expected);
+                assert_eq!(check_version(Some(version.as_str()), verb), expected);
             }
         }
     }

@@ -6,11 +6,15 @@
 use serde_json::{Map, Value};
 
 use crate::code::Code;
-use crate::fields::{FieldError, Fields};
+use crate::fields::{Fault, FieldError, Fields};
 use crate::head::{self, HeadError};
+use crate::ipam::{Ipam, IpamKind, RangeSet};
 use crate::result::{AddResult, Dns, ResultError};
-use crate::runtime_config::RuntimeConfig;
+use crate::route::RouteWish;
+use crate::runtime_config::{Bandwidth, RuntimeConfig};
 use crate::version::{SpecVersion, Verb};
+
+pub(crate) mod unsupported;
 
 /// The network configuration of one call.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +29,9 @@ pub struct NetConf {
     pub options: Options,
     /// `runtimeConfig`: what the runtime asks for this pod.
     pub runtime: RuntimeConfig,
+    /// The ranges in force, of the runtime and of `ipam`. The pod gets one address of each set; empty leaves it to
+    /// the host.
+    pub sets: Vec<RangeSet>,
     /// `prevResult`: what the plugins before this one made.
     pub previous: Option<AddResult>,
     /// `cni.dev/valid-attachments`, with GC: all others are to be removed. `None` removes nothing.
@@ -50,8 +57,8 @@ pub struct Options {
     pub hairpin_mode: Option<bool>,
     /// `promiscMode`.
     pub promisc_mode: Option<bool>,
-    /// `ipam`, as given.
-    pub ipam: Option<Map<String, Value>>,
+    /// `ipam`.
+    pub ipam: Ipam,
     /// `args`, as given.
     pub args: Option<Map<String, Value>>,
     /// `dns`.
@@ -79,12 +86,12 @@ pub enum ConfigError {
     /// Name, version or verb.
     #[error(transparent)]
     Head(#[from] HeadError),
-    /// A field of the configuration has the wrong type.
+    /// A field that an administrator wrote is wrong.
     #[error("network configuration: {0}")]
-    Type(#[source] FieldError),
-    /// A field asks for something senseless.
+    Field(#[source] FieldError),
+    /// What is asked for one pod, or as its rates, makes no sense, be it by type or by value.
     #[error("network configuration: {0}")]
-    Value(#[source] FieldError),
+    Asked(#[source] FieldError),
     /// `prevResult` cannot be read.
     #[error("network configuration: {0}")]
     Previous(#[source] ResultError),
@@ -101,9 +108,13 @@ impl ConfigError {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::Json(_) | Self::NotAnObject(_) | Self::Type(_) | Self::Previous(_) => Code::Decode,
+            Self::Json(_) | Self::NotAnObject(_) | Self::Previous(_) => Code::Decode,
             Self::Head(error) => error.code(),
-            Self::Value(_) | Self::PreviousMissing(_) => Code::InvalidConfig,
+            Self::Field(error) => match error.fault {
+                Fault::Type => Code::Decode,
+                Fault::Value => Code::InvalidConfig,
+            },
+            Self::Asked(_) | Self::PreviousMissing(_) => Code::InvalidConfig,
             Self::Unusable(_) => Code::Unavailable,
         }
     }
@@ -112,7 +123,7 @@ impl ConfigError {
 impl NetConf {
     /// Reads what this verb needs of a configuration.
     ///
-    /// **Errors** in this order: JSON, types of the head, name, version, verb, then the other fields.
+    /// **Errors** in this order: JSON, name, version, verb, then the other fields.
     pub fn decode(stdin: &[u8], verb: Verb) -> Result<Self, ConfigError> {
         let document: Value = serde_json::from_slice(stdin)?;
         let Some(map) = document.as_object() else {
@@ -122,7 +133,7 @@ impl NetConf {
         let mut config = Self::decode_head(&fields, verb)?;
         match verb {
             Verb::Version | Verb::Del => {}
-            Verb::Gc => config.valid_attachments = read_valid_attachments(&fields).map_err(ConfigError::Type)?,
+            Verb::Gc => config.valid_attachments = read_valid_attachments(&fields).map_err(ConfigError::Field)?,
             Verb::Status => config.decode_rest(&fields).map_err(|error| ConfigError::Unusable(Box::new(error)))?,
             Verb::Add => config.decode_rest(&fields)?,
             Verb::Check => {
@@ -148,24 +159,52 @@ impl NetConf {
             plugin_type: String::new(),
             options: Options::default(),
             runtime: RuntimeConfig::default(),
+            sets: Vec::new(),
             previous: None,
             valid_attachments: None,
         }
     }
 
+    /// The routes that the pod shall have.
+    ///
+    /// In the words of the reference's plugins a pod gets a default route by `isDefaultGateway` or by one among
+    /// `ipam.routes`. In our own words it gets one unless `isDefaultGateway` is false.
+    #[must_use]
+    pub fn routes(&self) -> RouteWish {
+        let default = match self.options.ipam.kind {
+            IpamKind::Own => self.options.is_default_gateway != Some(false),
+            IpamKind::HostLocal | IpamKind::Static => self.options.is_default_gateway == Some(true),
+        };
+        RouteWish { routes: self.options.ipam.routes.clone(), default }
+    }
+
+    /// Name resolution for the pod: what the runtime asks for, else what the network has, else what `ipam` has.
+    #[must_use]
+    pub fn dns(&self) -> &Dns {
+        let asked = self.runtime.dns.as_ref().filter(|dns| !dns.is_empty());
+        let network = Some(&self.options.dns).filter(|dns| !dns.is_empty());
+        asked.or(network).unwrap_or(&self.options.ipam.dns)
+    }
+
     fn decode_head(fields: &Fields<'_>, verb: Verb) -> Result<Self, ConfigError> {
-        let name = fields.text("name").map_err(ConfigError::Type)?;
-        let text = fields.text("cniVersion").map_err(ConfigError::Type)?;
-        let version = head::check(name, text, verb)?;
-        let plugin_type = fields.text("type").map_err(ConfigError::Type)?.unwrap_or_default().to_owned();
-        Ok(Self { name: name.unwrap_or_default().to_owned(), plugin_type, ..Self::empty(version) })
+        let name = fields.text("name").map_err(ConfigError::Field)?;
+        let name = head::check_name(name)?.to_owned();
+        let text = fields.text("cniVersion").map_err(ConfigError::Field)?;
+        let version = head::check_version(text, verb)?;
+        let plugin_type = fields.text("type").map_err(ConfigError::Field)?.unwrap_or_default().to_owned();
+        Ok(Self { name, plugin_type, ..Self::empty(version) })
     }
 
     fn decode_rest(&mut self, fields: &Fields<'_>) -> Result<(), ConfigError> {
-        self.options = Options::read(fields).map_err(ConfigError::Type)?;
-        if let Some(runtime) = fields.object("runtimeConfig").map_err(ConfigError::Value)? {
-            self.runtime = RuntimeConfig::read(&runtime).map_err(ConfigError::Value)?;
+        self.options = Options::read(fields).map_err(ConfigError::Field)?;
+        unsupported::refuse(fields).map_err(ConfigError::Field)?;
+        let bandwidth = Bandwidth::read(fields).map_err(ConfigError::Asked)?;
+        if let Some(runtime) = fields.object("runtimeConfig").map_err(ConfigError::Asked)? {
+            self.runtime = RuntimeConfig::read(&runtime).map_err(ConfigError::Asked)?;
         }
+        self.runtime.bandwidth = self.runtime.bandwidth.or(bandwidth);
+        let sets = self.options.ipam.sets_with(&self.runtime.ip_ranges, self.cni_version);
+        self.sets = sets.map_err(ConfigError::Field)?;
         if let Some(previous) = fields.value("prevResult") {
             self.previous = Some(AddResult::parse(previous, self.cni_version).map_err(ConfigError::Previous)?);
         }
@@ -177,14 +216,9 @@ impl Options {
     fn read(fields: &Fields<'_>) -> Result<Self, FieldError> {
         const MTU: &str = "a number of bytes from 68 to 65535";
         let mtu_bytes = fields.unsigned::<u16>("mtu", MTU)?.filter(|mtu| *mtu != 0);
-        if let Some(value) = fields.value("mtu").filter(|_| mtu_bytes.is_some_and(|mtu| mtu < 68)) {
-            return Err(FieldError::new("mtu", MTU, value));
+        if mtu_bytes.is_some_and(|mtu| mtu < 68) {
+            return Err(fields.senseless("mtu", MTU));
         }
-        let object = |key: &str| match fields.value(key) {
-            None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(map.clone())),
-            Some(other) => Err(FieldError::new(key, "an object", other)),
-        };
         Ok(Self {
             bridge: fields.text("bridge")?.map(str::to_owned),
             mtu_bytes,
@@ -194,9 +228,9 @@ impl Options {
             ip_masq: fields.boolean("ipMasq")?,
             hairpin_mode: fields.boolean("hairpinMode")?,
             promisc_mode: fields.boolean("promiscMode")?,
-            ipam: object("ipam")?,
-            args: object("args")?,
-            dns: fields.object("dns")?.map(|dns| Dns::read(&dns)).transpose()?.unwrap_or_default(),
+            ipam: fields.object("ipam")?.map_or_else(|| Ok(Ipam::default()), |ipam| Ipam::read(&ipam))?,
+            args: fields.map("args")?.cloned(),
+            dns: Dns::read_section(fields)?,
         })
     }
 }
@@ -222,7 +256,7 @@ fn read_valid_attachments(fields: &Fields<'_>) -> Result<Option<Vec<AttachmentNa
         let fields = Fields::of(path, value)?;
         let required = |key: &str| match fields.text(key)? {
             Some(text) => Ok(text.to_owned()),
-            None => Err(FieldError::new(fields.path(key), "a string", &Value::Null)),
+            None => Err(FieldError::mistyped(fields.path(key), "a string", &Value::Null)),
         };
         Ok(AttachmentName { container_id: required("containerID")?, ifname: required("ifname")? })
     };

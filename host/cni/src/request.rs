@@ -13,6 +13,7 @@ use crate::environment::Environment;
 use crate::error::CniError;
 use crate::fields::{FieldError, Fields};
 use crate::frame;
+use crate::ipam::AddressWish;
 use crate::mac::MacAddress;
 use crate::netconf::{ConfigError, NetConf};
 use crate::runtime_config::read_address;
@@ -31,21 +32,12 @@ pub struct Request {
     pub netns: Option<String>,
     /// For which pod.
     pub pod: PodIdentity,
-    /// The address the pod wants.
-    pub wanted: Wanted,
+    /// The addresses the pod shall get. With ADD and CHECK only.
+    pub addresses: AddressWish,
+    /// The hardware address the pod shall get. With ADD and CHECK only.
+    pub mac: Option<MacAddress>,
     /// The network. With DEL and GC only its head.
     pub config: NetConf,
-}
-
-/// What a pod wants instead of any free address, whichever way the runtime said so.
-///
-/// `runtimeConfig` beats `args.cni`, which beats CNI_ARGS. **Source** CONVENTIONS.md.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// IP addresses.
-    pub addresses: Vec<IpAddr>,
-    /// Hardware address.
-    pub mac: Option<MacAddress>,
 }
 
 impl Request {
@@ -75,36 +67,49 @@ impl Request {
             ifname: environment.ifname,
             netns: environment.netns,
             pod: arguments.pod(),
-            wanted,
+            addresses: wanted.addresses,
+            mac: wanted.mac,
             config,
         })
     }
 }
 
+/// What one pod shall have instead of any free address, whichever way the runtime said so: `runtimeConfig` beats
+/// `args.cni`, which beats CNI_ARGS. **Source** CONVENTIONS.md.
+#[derive(Default)]
+struct Wanted {
+    addresses: AddressWish,
+    mac: Option<MacAddress>,
+}
+
 impl Wanted {
     fn read(arguments: &Arguments, config: &NetConf) -> Result<Self, CniError> {
-        let from_args = Self::from_args(config).map_err(ConfigError::Value)?;
-        let mut wanted = Self { addresses: config.runtime.ips.clone(), mac: config.runtime.mac.or(from_args.mac) };
-        if wanted.addresses.is_empty() {
-            wanted.addresses = from_args.addresses;
+        let (args_addresses, args_mac) = read_args(config).map_err(ConfigError::Asked)?;
+        let mut mac = config.runtime.mac.or(args_mac);
+        if let Some(text) = arguments.value("MAC").filter(|_| mac.is_none()) {
+            mac = Some(argument("MAC", text, text.parse().ok())?);
         }
-        if let Some(text) = arguments.value("IP").filter(|_| wanted.addresses.is_empty()) {
-            wanted.addresses = vec![argument("IP", text, read_address(String::new(), &Value::from(text)).ok())?];
+        let mut wanted = config.runtime.ips.clone();
+        if wanted.is_empty() {
+            wanted = args_addresses;
         }
-        if let Some(text) = arguments.value("MAC").filter(|_| wanted.mac.is_none()) {
-            wanted.mac = Some(argument("MAC", text, text.parse().ok())?);
+        if let Some(text) = arguments.value("IP").filter(|_| wanted.is_empty()) {
+            let address =
+                |text: &str| argument("IP", text, read_address(String::new(), &Value::from(text.trim())).ok());
+            wanted = text.split(',').map(address).collect::<Result<_, _>>()?;
         }
-        Ok(wanted)
+        let addresses = AddressWish::new(config.options.ipam.kind, config.sets.clone(), wanted);
+        Ok(Self { addresses: addresses.map_err(ConfigError::Asked)?, mac })
     }
+}
 
-    /// Reads `args.cni`; everything else in `args` is for others.
-    fn from_args(config: &NetConf) -> Result<Self, FieldError> {
-        let Some(args) = &config.options.args else { return Ok(Self::default()) };
-        let Some(value) = args.get("cni").filter(|value| value.is_object()) else { return Ok(Self::default()) };
-        let fields = Fields::of("args.cni", value)?;
-        let addresses = fields.list("ips")?.into_iter().map(|(path, value)| read_address(path, value));
-        Ok(Self { addresses: addresses.collect::<Result<_, _>>()?, mac: fields.parsed("mac", "a hardware address")? })
-    }
+/// Reads `args.cni`; everything else in `args` is for others.
+fn read_args(config: &NetConf) -> Result<(Vec<IpAddr>, Option<MacAddress>), FieldError> {
+    let cni = config.options.args.as_ref().and_then(|args| args.get("cni")).filter(|cni| cni.is_object());
+    let Some(cni) = cni else { return Ok((Vec::new(), None)) };
+    let fields = Fields::of("args.cni", cni)?;
+    let addresses = fields.list("ips")?.into_iter().map(|(path, value)| read_address(path, value));
+    Ok((addresses.collect::<Result<_, _>>()?, fields.parsed("mac", "a hardware address")?))
 }
 
 fn argument<T>(key: &str, text: &str, parsed: Option<T>) -> Result<T, CniError> {

@@ -9,7 +9,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Map, Value};
 
 use crate::code::Code;
@@ -143,6 +143,22 @@ impl AddResult {
         read::result(value, configured)
     }
 
+    /// This result behind the one of the plugins before: theirs first, with our addresses pointing at our interfaces.
+    /// Name resolution is ours where we say something of it.
+    #[must_use]
+    pub fn behind(mut self, previous: Self) -> Self {
+        let moved = previous.interfaces.len();
+        for config in &mut self.ips {
+            config.interface = config.interface.map(|interface| interface + moved);
+        }
+        Self {
+            interfaces: [previous.interfaces, self.interfaces].concat(),
+            ips: [previous.ips, self.ips].concat(),
+            routes: [previous.routes, self.routes].concat(),
+            dns: if self.dns.is_empty() { previous.dns } else { self.dns },
+        }
+    }
+
     /// Writes the result in a version's schema. What that schema cannot say is left out.
     ///
     /// **Errors** 0.1.0 and 0.2.0 need an address.
@@ -158,11 +174,37 @@ impl AddResult {
     }
 }
 
+impl RouteConfig {
+    /// Reads a route of a result or of `ipam`.
+    ///
+    /// **Errors** a field of the wrong form.
+    pub fn read(fields: &Fields<'_>) -> Result<Self, FieldError> {
+        read::route(fields)
+    }
+
+    /// The default route of a gateway's family.
+    #[must_use]
+    pub fn default_via(gateway: IpAddr) -> Self {
+        let dst = match gateway {
+            IpAddr::V4(_) => IpNet::V4(Ipv4Net::default()),
+            IpAddr::V6(_) => IpNet::V6(Ipv6Net::default()),
+        };
+        Self { dst, gw: Some(gateway), attributes: RouteAttributes::default() }
+    }
+}
+
 impl Dns {
     /// Whether it says nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Reads the object `dns` of a section; one that is not there says nothing.
+    ///
+    /// **Errors** it is no object, or a field of it has the wrong type.
+    pub fn read_section(section: &Fields<'_>) -> Result<Self, FieldError> {
+        section.object("dns")?.map_or_else(|| Ok(Self::default()), |dns| Self::read(&dns))
     }
 
     /// Reads a `dns` object.

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::fields::{FieldError, Fields};
+use crate::ipam::{RangeSet, read_sets};
 use crate::mac::MacAddress;
 use crate::result::Dns;
 
@@ -18,7 +19,7 @@ pub const MAX_BURST_BITS: u64 = u32::MAX as u64 * 8;
 /// What the runtime asks for one pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuntimeConfig {
-    /// `bandwidth`.
+    /// `bandwidth`; a direction that it does not limit has the limit of the configuration itself.
     pub bandwidth: Bandwidth,
     /// `portMappings`.
     pub port_mappings: Vec<PortMapping>,
@@ -26,8 +27,8 @@ pub struct RuntimeConfig {
     pub ips: Vec<IpAddr>,
     /// `mac`.
     pub mac: Option<MacAddress>,
-    /// `ipRanges`, as given: a list of lists of ranges.
-    pub ip_ranges: Option<Value>,
+    /// `ipRanges`.
+    pub ip_ranges: Vec<RangeSet>,
     /// `dns`.
     pub dns: Option<Dns>,
     /// `io.kubernetes.cri.pod-annotations`.
@@ -86,19 +87,35 @@ impl RuntimeConfig {
         Ok(Self {
             bandwidth: fields
                 .object("bandwidth")?
-                .map(|object| read_bandwidth(&object))
-                .transpose()?
-                .unwrap_or_default(),
+                .map_or_else(|| Ok(Bandwidth::default()), |it| Bandwidth::read(&it))?,
             port_mappings: mappings
                 .into_iter()
                 .map(|(path, value)| read_mapping(path, value))
                 .collect::<Result<_, _>>()?,
             ips: addresses.into_iter().map(|(path, value)| read_address(path, value)).collect::<Result<_, _>>()?,
             mac: fields.parsed("mac", "a hardware address")?,
-            ip_ranges: fields.value("ipRanges").cloned(),
+            ip_ranges: read_sets(fields, "ipRanges")?,
             dns: fields.object("dns")?.map(|object| read_dns(&object)).transpose()?,
             pod_annotations: read_annotations(fields)?,
         })
+    }
+}
+
+impl Bandwidth {
+    /// Reads the fields of the bandwidth plugin, which has them at the top of its configuration too.
+    ///
+    /// **Errors** a rate or burst that is none.
+    pub fn read(fields: &Fields<'_>) -> Result<Self, FieldError> {
+        Ok(Self {
+            ingress: read_rate(fields, "ingressRate", "ingressBurst")?,
+            egress: read_rate(fields, "egressRate", "egressBurst")?,
+        })
+    }
+
+    /// These limits, and those of `other` where there is none.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self { ingress: self.ingress.or(other.ingress), egress: self.egress.or(other.egress) }
     }
 }
 
@@ -107,14 +124,7 @@ impl RuntimeConfig {
 /// **Errors** the value is neither.
 pub(crate) fn read_address(path: String, value: &Value) -> Result<IpAddr, FieldError> {
     let parse = |text: &str| text.parse().ok().or_else(|| text.parse::<IpNet>().ok().map(|prefix| prefix.addr()));
-    value.as_str().and_then(parse).ok_or_else(|| FieldError::new(path, "an IP address", value))
-}
-
-fn read_bandwidth(fields: &Fields<'_>) -> Result<Bandwidth, FieldError> {
-    Ok(Bandwidth {
-        ingress: read_rate(fields, "ingressRate", "ingressBurst")?,
-        egress: read_rate(fields, "egressRate", "egressBurst")?,
-    })
+    value.as_str().and_then(parse).ok_or_else(|| FieldError::senseless(path, "an IP address", value))
 }
 
 /// A rate of 0 means no limit, whatever the burst: runtimes send a burst always.
@@ -123,7 +133,7 @@ fn read_rate(fields: &Fields<'_>, rate: &str, burst: &str) -> Result<Option<Rate
     let bits_per_second: Option<u64> = fields.unsigned(rate, "a number of bits per second that is not negative")?;
     let burst_bits: Option<u64> = fields.unsigned(burst, BURST)?;
     if let Some(value) = fields.value(burst).filter(|_| burst_bits.is_some_and(|bits| bits > MAX_BURST_BITS)) {
-        return Err(FieldError::new(fields.path(burst), BURST, value));
+        return Err(FieldError::senseless(fields.path(burst), BURST, value));
     }
     let limit = |bits_per_second| RateLimit { bits_per_second, burst_bits: burst_bits.filter(|bits| *bits > 0) };
     Ok(bits_per_second.filter(|rate| *rate > 0).map(limit))
@@ -142,16 +152,15 @@ fn read_mapping(path: String, value: &Value) -> Result<PortMapping, FieldError> 
 fn read_port(fields: &Fields<'_>, key: &str) -> Result<u16, FieldError> {
     const PORT: &str = "a port from 1 to 65535";
     let port = fields.unsigned::<u16>(key, PORT)?.filter(|port| *port > 0);
-    port.ok_or_else(|| FieldError::new(fields.path(key), PORT, fields.value(key).unwrap_or(&Value::Null)))
+    port.ok_or_else(|| fields.senseless(key, PORT))
 }
 
 fn read_protocol(fields: &Fields<'_>) -> Result<Protocol, FieldError> {
-    let value = fields.value("protocol").unwrap_or(&Value::Null);
-    match value.as_str().map(str::to_ascii_lowercase).as_deref() {
+    match fields.text("protocol")?.map(str::to_ascii_lowercase).as_deref() {
         Some("tcp") => Ok(Protocol::Tcp),
         Some("udp") => Ok(Protocol::Udp),
         Some("sctp") => Ok(Protocol::Sctp),
-        Some(_) | None => Err(FieldError::new(fields.path("protocol"), "\"tcp\", \"udp\" or \"sctp\"", value)),
+        Some(_) | None => Err(fields.senseless("protocol", "\"tcp\", \"udp\" or \"sctp\"")),
     }
 }
 
@@ -168,10 +177,10 @@ fn read_annotations(fields: &Fields<'_>) -> Result<BTreeMap<String, String>, Fie
     const KEY: &str = "io.kubernetes.cri.pod-annotations";
     let Some(value) = fields.value(KEY) else { return Ok(BTreeMap::new()) };
     let path = fields.path(KEY);
-    let map = value.as_object().ok_or_else(|| FieldError::new(path.clone(), "an object", value))?;
+    let map = value.as_object().ok_or_else(|| FieldError::mistyped(path.clone(), "an object", value))?;
     let text = |(key, value): (&String, &Value)| match value.as_str() {
         Some(text) => Ok((key.clone(), text.to_owned())),
-        None => Err(FieldError::new(format!("{path}.{key}"), "a string", value)),
+        None => Err(FieldError::mistyped(format!("{path}.{key}"), "a string", value)),
     };
     map.iter().map(text).collect()
 }
@@ -220,11 +229,10 @@ mod tests {
 
     #[test]
     fn addresses_come_with_or_without_a_prefix_length() {
-        let config = read(json!({"ips": ["10.244.1.5", "fd00::5/64"], "mac": "0a:58:0a:f4:01:05", "ipRanges": [[{}]]}));
+        let config = read(json!({"ips": ["10.244.1.5", "fd00::5/64"], "mac": "0a:58:0a:f4:01:05"}));
         let expected = RuntimeConfig {
             ips: vec!["10.244.1.5".parse().unwrap(), "fd00::5".parse().unwrap()],
             mac: Some("0a:58:0a:f4:01:05".parse().unwrap()),
-            ip_ranges: Some(json!([[{}]])),
             ..RuntimeConfig::default()
         };
         assert_eq!(config, Ok(expected));

@@ -4,9 +4,11 @@ use proptest::prelude::{any, prop, proptest};
 use proptest::prop_assert;
 use serde_json::{Value, json};
 
-use super::{Request, Wanted};
+use super::Request;
 use crate::arguments::PodIdentity;
 use crate::frame;
+use crate::ipam::AddressWish;
+use crate::mac::MacAddress;
 use crate::netconf::NetConf;
 use crate::version::{SpecVersion, Verb};
 
@@ -40,7 +42,8 @@ fn an_add_of_containerd_is_read() {
         ifname: "eth0".into(),
         netns: Some("/run/netns/x".into()),
         pod: PodIdentity { namespace: "ns".into(), name: "web".into(), uid: "u".into() },
-        wanted: Wanted::default(),
+        addresses: AddressWish::default(),
+        mac: None,
         config: NetConf::decode(config().to_string().as_bytes(), Verb::Add).unwrap(),
     };
     assert_eq!(decode("ADD", arguments, &config()), Ok(expected));
@@ -72,7 +75,7 @@ fn delete_forgives_everything_it_does_not_need() {
     });
     let request = decode("DEL", "FOO;K8S_POD_NAME=web", &document).unwrap();
     assert_eq!(request.pod.name, "web");
-    assert_eq!(request.wanted, Wanted::default());
+    assert_eq!((request.addresses, request.mac), (AddressWish::default(), None));
     let head = json!({"cniVersion": "1.0.0", "name": "net", "type": "culvert"});
     assert_eq!(request.config, NetConf::decode(head.to_string().as_bytes(), Verb::Del).unwrap());
 }
@@ -84,18 +87,46 @@ fn malformed_arguments_are_refused_on_add() {
     }
 }
 
+/// The addresses and the hardware address that a call asks for.
+fn wanted(arguments: &str, document: &Value) -> Result<(Vec<String>, Option<String>), (u32, String)> {
+    let texts = |request: Request| {
+        let addresses = request.addresses.wanted.iter().map(ToString::to_string).collect();
+        (addresses, request.mac.as_ref().map(MacAddress::to_string))
+    };
+    decode("ADD", arguments, document).map(texts)
+}
+
 #[test]
 fn runtime_config_beats_args_which_beat_the_environment() {
-    let (first, second, third) = ("10.0.0.1", "10.0.0.2", "10.0.0.3");
     let (mac_1, mac_2, mac_3) = ("0a:00:00:00:00:01", "0a:00:00:00:00:02", "0a:00:00:00:00:03");
-    let wanted = |ip: &str, mac: &str| Wanted { addresses: vec![ip.parse().unwrap()], mac: Some(mac.parse().unwrap()) };
-    let arguments = format!("IP={third}/24;MAC={mac_3}");
+    let expected = |ip: &str, mac: &str| Ok((vec![ip.to_owned()], Some(mac.to_owned())));
+    let arguments = format!("IP=10.0.0.3/24;MAC={mac_3}");
     let mut document = config();
-    assert_eq!(decode("ADD", &arguments, &document).unwrap().wanted, wanted(third, mac_3));
-    document["args"] = json!({"cni": {"ips": [second], "mac": mac_2}, "other": 1});
-    assert_eq!(decode("ADD", &arguments, &document).unwrap().wanted, wanted(second, mac_2));
-    document["runtimeConfig"] = json!({"ips": [first], "mac": mac_1});
-    assert_eq!(decode("ADD", &arguments, &document).unwrap().wanted, wanted(first, mac_1));
+    assert_eq!(wanted(&arguments, &document), expected("10.0.0.3", mac_3));
+    document["args"] = json!({"cni": {"ips": ["10.0.0.2"], "mac": mac_2}, "other": 1});
+    assert_eq!(wanted(&arguments, &document), expected("10.0.0.2", mac_2));
+    document["runtimeConfig"] = json!({"ips": ["10.0.0.1"], "mac": mac_1});
+    assert_eq!(wanted(&arguments, &document), expected("10.0.0.1", mac_1));
+}
+
+#[test]
+fn the_environment_may_ask_for_an_address_of_each_family() {
+    let expected = Ok((vec!["10.0.0.3".to_owned(), "fd00::3".to_owned()], None));
+    assert_eq!(wanted("IP=10.0.0.3/24, fd00::3/64", &config()), expected);
+}
+
+#[test]
+fn requested_addresses_lie_in_the_ranges_in_force() {
+    let mut document = config();
+    document["ipam"] =
+        json!({"type": "host-local", "ranges": [[{"subnet": "10.244.1.0/24", "rangeEnd": "10.244.1.9"}]]});
+    assert_eq!(wanted("IP=10.244.1.5", &document), Ok((vec!["10.244.1.5".to_owned()], None)));
+    let (code, message) = wanted("IP=10.244.1.10", &document).unwrap_err();
+    assert_eq!(code, 7);
+    assert!(message.contains("10.244.1.1 to 10.244.1.9") && message.contains("10.244.1.10"), "{message}");
+    document["runtimeConfig"] = json!({"ipRanges": [[{"subnet": "10.244.2.0/24"}]]});
+    assert_eq!(wanted("IP=10.244.2.10", &document), Ok((vec!["10.244.2.10".to_owned()], None)));
+    assert_eq!(decode("ADD", "", &document).map(|request| request.addresses.sets.len()), Ok(2));
 }
 
 #[test]
@@ -128,8 +159,13 @@ proptest! {
 
     #[test]
     fn arbitrary_values_in_known_fields_never_panic(
-        key in prop::sample::select(vec!["runtimeConfig", "prevResult", "ipam", "args", "mtu", "dns", "cni.dev/valid-attachments"]),
-        inner in prop::sample::select(vec!["portMappings", "bandwidth", "ips", "cni", "interfaces", "mac", "nameservers"]),
+        key in prop::sample::select(vec![
+            "runtimeConfig", "prevResult", "ipam", "args", "mtu", "dns", "vlan", "ingressRate", "cni.dev/valid-attachments",
+        ]),
+        inner in prop::sample::select(vec![
+            "portMappings", "bandwidth", "ips", "cni", "interfaces", "mac", "nameservers", "ranges", "ipRanges", "subnet",
+            "addresses", "routes",
+        ]),
         leaf in prop::sample::select(vec![json!(null), json!(-1), json!(1e300), json!("x"), json!([[]]), json!({"a": 1}), json!([7])]),
         verb in prop::sample::select(Verb::ALL.to_vec()),
     ) {

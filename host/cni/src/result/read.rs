@@ -12,7 +12,7 @@ pub(super) fn result(value: &Value, configured: SpecVersion) -> Result<AddResult
         None => configured,
         Some(text) => SpecVersion::parse(text).ok_or_else(|| ResultError::UnknownVersion(text.to_owned()))?,
     };
-    let dns = fields.object("dns")?.map(|dns| Dns::read(&dns)).transpose()?.unwrap_or_default();
+    let dns = Dns::read_section(&fields)?;
     if version < SpecVersion::V0_3_0 {
         let mut result = AddResult { dns, ..AddResult::default() };
         for key in ["ip4", "ip6"] {
@@ -40,7 +40,7 @@ fn each<T>(
 
 fn family(result: &mut AddResult, fields: &Fields<'_>, key: &str) -> Result<(), FieldError> {
     let Some(object) = fields.object(key)? else { return Ok(()) };
-    let address = required(&object, "ip", PREFIX)?;
+    let address = object.required("ip", PREFIX)?;
     result.ips.push(IpConfig { address, gateway: object.parsed("gateway", ADDRESS)?, interface: None });
     result.routes.extend(each(&object, "routes", route)?);
     Ok(())
@@ -52,7 +52,7 @@ const PREFIX: &str = "an IP address with prefix length";
 fn interface(fields: &Fields<'_>) -> Result<Interface, FieldError> {
     let optional = |key: &str| fields.text(key).map(|text| text.filter(|text| !text.is_empty()).map(str::to_owned));
     Ok(Interface {
-        name: required(fields, "name", "an interface's name")?,
+        name: fields.required("name", "an interface's name")?,
         mac: optional("mac")?.unwrap_or_default(),
         mtu: fields.unsigned("mtu", "a number of bytes")?,
         sandbox: optional("sandbox")?,
@@ -63,15 +63,15 @@ fn interface(fields: &Fields<'_>) -> Result<Interface, FieldError> {
 
 fn address(fields: &Fields<'_>) -> Result<IpConfig, FieldError> {
     Ok(IpConfig {
-        address: required(fields, "address", PREFIX)?,
+        address: fields.required("address", PREFIX)?,
         gateway: fields.parsed("gateway", ADDRESS)?,
         interface: fields.unsigned("interface", "a position in the list of interfaces")?,
     })
 }
 
-fn route(fields: &Fields<'_>) -> Result<RouteConfig, FieldError> {
+pub(super) fn route(fields: &Fields<'_>) -> Result<RouteConfig, FieldError> {
     Ok(RouteConfig {
-        dst: required(fields, "dst", PREFIX)?,
+        dst: fields.required("dst", PREFIX)?,
         gw: fields.parsed("gw", ADDRESS)?,
         attributes: RouteAttributes {
             mtu: fields.unsigned("mtu", "a number of bytes")?,
@@ -81,11 +81,6 @@ fn route(fields: &Fields<'_>) -> Result<RouteConfig, FieldError> {
             scope: fields.unsigned("scope", "a scope's number")?,
         },
     })
-}
-
-fn required<T: std::str::FromStr>(fields: &Fields<'_>, key: &str, expected: &'static str) -> Result<T, FieldError> {
-    let missing = || FieldError::new(fields.path(key), expected, fields.value(key).unwrap_or(&Value::Null));
-    fields.parsed(key, expected)?.ok_or_else(missing)
 }
 
 fn check_interfaces(result: &AddResult) -> Result<(), ResultError> {

@@ -130,6 +130,23 @@ fn empty_dns_is_left_out_from_one_zero_on() {
 }
 
 #[test]
+fn a_result_behind_another_keeps_both_and_points_at_its_own_interfaces() {
+    let one = |name: &str, address: &str| AddResult {
+        interfaces: vec![Interface { name: name.into(), ..Interface::default() }],
+        ips: vec![IpConfig { address: address.parse().unwrap(), gateway: None, interface: Some(0) }],
+        ..AddResult::default()
+    };
+    let dns = Dns { domain: "first".into(), ..Dns::default() };
+    let first = AddResult { dns: dns.clone(), ..one("net1", "192.168.1.5/24") };
+    let both = one("eth0", "10.244.1.5/24").behind(first.clone());
+    assert_eq!(both.interfaces.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>(), ["net1", "eth0"]);
+    assert_eq!(both.ips.iter().map(|config| config.interface).collect::<Vec<_>>(), [Some(0), Some(1)]);
+    assert_eq!(both.dns, dns);
+    assert_eq!(first.clone().behind(AddResult::default()), first);
+    assert_eq!(AddResult::default().behind(first.clone()), first);
+}
+
+#[test]
 fn host_bits_of_an_address_stay() {
     let read = AddResult::parse(&json!({"ips": [{"address": "10.1.2.3/8"}]}), SpecVersion::V1_0_0).unwrap();
     assert_eq!(read.ips[0].address.to_string(), "10.1.2.3/8");
