@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::bandwidth::{Limits, Shaping};
 use crate::host_port::HostPort;
 use crate::nat::NatElements;
-use crate::plan::Plan;
+use crate::plan::{Plan, PodRoute};
 use crate::policy::PodView;
 
 /// The longest interface name Linux takes: IFNAMSIZ without its closing NUL.
@@ -138,8 +138,11 @@ pub struct Attachment {
     pub pod: PodView,
     /// The pod's uid; empty when the runtime did not say.
     pub pod_uid: String,
+    /// Its routes, each with its next hop.
+    pub routes: Vec<PodRoute>,
+    /// Whether another plugin made its interface: only host ports and rates are ours then.
+    pub foreign: bool,
     /// Whether its addresses stay its own when it ends.
-    #[serde(default)]
     pub sticky: bool,
     /// The rates the runtime asked for.
     pub requested: Limits,
@@ -148,18 +151,11 @@ pub struct Attachment {
     /// How far it has come.
     pub state: AttachmentState,
     /// The order of creation: larger is newer. See [`next_serial`].
-    #[serde(default)]
     pub serial: u64,
     /// The ports of the node that lead to it, admitted.
-    #[serde(default)]
     pub host_ports: Vec<HostPort>,
     /// Whether it leaves the cluster under the node's address.
-    #[serde(default = "yes")]
     pub masquerade: bool,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// The serial of the next attachment: newer than all of these.
@@ -294,6 +290,8 @@ mod tests {
             addresses: vec!["10.244.1.2/24".parse().unwrap()],
             pod: PodView::default(),
             pod_uid: String::new(),
+            routes: Vec::new(),
+            foreign: false,
             sticky: false,
             requested: Limits::default(),
             shaping: Shaping::default(),
@@ -307,18 +305,6 @@ mod tests {
 
     const STATES: [AttachmentState; 4] =
         [AttachmentState::Intended, AttachmentState::Applied, AttachmentState::Acknowledged, AttachmentState::Deleting];
-
-    #[test]
-    fn a_record_from_before_host_ports_is_the_oldest_and_masqueraded() {
-        let mut record = attachment("a", AttachmentState::Acknowledged, false);
-        let mut json = serde_json::to_value(&record).unwrap();
-        for field in ["serial", "host_ports", "masquerade"] {
-            assert!(json.as_object_mut().unwrap().remove(field).is_some());
-        }
-        record.serial = 0;
-        assert_eq!(serde_json::from_value::<Attachment>(json).unwrap(), record);
-        assert_eq!(next_serial([&record]), 1);
-    }
 
     #[test]
     fn only_an_acknowledged_attachment_refuses_an_add() {

@@ -1,7 +1,7 @@
 //! The plans of an attachment: made, taken down, and held to other rates.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -10,17 +10,8 @@ use crate::attachment::Attachment;
 use crate::bandwidth::Shaping;
 use crate::host_port::PortTable;
 use crate::nat::unmasqueraded;
-use crate::plan::{Plan, Step, Veth};
+use crate::plan::{Plan, PodRoute, Step, Veth};
 use crate::route_plan::BridgeGateways;
-
-/// A route inside the pod, besides its default routes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExtraRoute {
-    /// The destination.
-    pub to: IpNet,
-    /// The next hop; `None` means the gateway of the family.
-    pub gateway: Option<IpAddr>,
-}
 
 /// What an attachment hangs on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,8 +20,18 @@ pub struct PodNetwork {
     pub bridge_index: u32,
     /// The bridge's addresses, for a pod whose own block has none: a carve-out of one address.
     pub gateways: BridgeGateways,
-    /// Further routes the configuration asks for.
-    pub extra_routes: Vec<ExtraRoute>,
+}
+
+impl PodNetwork {
+    /// The next hop of a pod with this address: its block's gateway, or the bridge's for an address that has no block
+    /// of its own.
+    #[must_use]
+    pub fn gateway_of(&self, pod_address: &IpNet) -> Option<IpAddr> {
+        if pod_address.prefix_len() == pod_address.max_prefix_len() {
+            return self.gateways.of(Family::of_prefix(pod_address));
+        }
+        Some(address::gateway(&pod_address.trunc()))
+    }
 }
 
 /// The plan that makes an attachment, from its record and with the rates in it.
@@ -40,6 +41,11 @@ pub struct PodNetwork {
 /// lead to a pod that is there.
 #[must_use]
 pub fn plan_add(attachment: &Attachment, network: &PodNetwork, ports: &PortTable) -> Plan {
+    if attachment.foreign {
+        let mut steps = plan_reshape(attachment, &Shaping::default(), &attachment.shaping).steps;
+        steps.extend(ports.claim(attachment));
+        return Plan { steps };
+    }
     let mut steps = vec![Step::CreateVeth(veth(attachment, network.bridge_index))];
     steps.extend(plan_reshape(attachment, &Shaping::default(), &attachment.shaping).steps);
     let index = attachment.pod_index;
@@ -56,8 +62,14 @@ pub fn plan_add(attachment: &Attachment, network: &PodNetwork, ports: &PortTable
 /// the ifb is named even when the record has none, for a limit that was being set when we died.
 #[must_use]
 pub fn plan_del(attachment: &Attachment, ports: &PortTable) -> Plan {
-    let names = [attachment.host_name.clone(), ifb_name(attachment)];
     let mut steps = ports.release(attachment);
+    if attachment.foreign {
+        // The link is another plugin's, which may have taken it away already.
+        steps.extend(plan_reshape(attachment, &attachment.shaping, &Shaping::default()).steps);
+        steps.push(Step::DeleteLink { name: ifb_name(attachment) });
+        return Plan { steps };
+    }
+    let names = [attachment.host_name.clone(), ifb_name(attachment)];
     steps.extend(unmasqueraded(attachment).map(|address| Step::Unexempt { address }));
     steps.extend(names.map(|name| Step::DeleteLink { name }));
     Plan { steps }
@@ -102,46 +114,13 @@ fn ifb_name(attachment: &Attachment) -> String {
     attachment.ifb_name.clone().unwrap_or_else(|| attachment.key.ifb_name())
 }
 
-/// A default route a family through the gateway of the first address, then the configured ones.
+/// The routes of the record; a next hop outside the pod's own prefix is made reachable first.
 fn pod_routes(attachment: &Attachment, network: &PodNetwork) -> Vec<Step> {
     let index = attachment.pod_index;
-    let mut steps = Vec::new();
-    let mut done = BTreeSet::new();
-    for pod_address in &attachment.addresses {
-        let family = Family::of_prefix(pod_address);
-        let Some(gateway) = gateway_of(pod_address, &network.gateways) else {
-            continue;
-        };
-        if !done.insert(family) {
-            continue;
-        }
-        if !pod_address.contains(&gateway) {
-            steps.push(Step::PodRoute { index, to: IpNet::from(gateway), gateway: None });
-        }
-        steps.push(Step::PodRoute { index, to: default_of(family), gateway: Some(gateway) });
-        let extra = network.extra_routes.iter().filter(|extra| Family::of_prefix(&extra.to) == family);
-        steps.extend(extra.map(|extra| Step::PodRoute {
-            index,
-            to: extra.to.trunc(),
-            gateway: Some(extra.gateway.unwrap_or(gateway)),
-        }));
-    }
-    steps
-}
-
-/// The gateway of the block an address comes from; a block of one address has none of its own.
-fn gateway_of(pod_address: &IpNet, bridge: &BridgeGateways) -> Option<IpAddr> {
-    if pod_address.prefix_len() == pod_address.max_prefix_len() {
-        return bridge.of(Family::of_prefix(pod_address));
-    }
-    Some(address::gateway(pod_address))
-}
-
-fn default_of(family: Family) -> IpNet {
-    match family {
-        Family::V4 => IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
-        Family::V6 => IpNet::V6(ipnet::Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
-    }
+    let gateways = attachment.addresses.iter().filter_map(|address| Some((address, network.gateway_of(address)?)));
+    let distant = gateways.filter(|(address, gateway)| !address.contains(gateway)).map(|(_, gateway)| gateway);
+    let on_link = distant.collect::<BTreeSet<_>>().into_iter().map(|gateway| PodRoute::new(gateway.into(), None));
+    on_link.chain(attachment.routes.iter().copied()).map(|route| Step::PodRoute { index, route }).collect()
 }
 
 #[cfg(test)]
@@ -187,6 +166,10 @@ mod tests {
             pod: PodView::default(),
             pod_uid: String::new(),
             sticky: false,
+            foreign: false,
+            routes: [("0.0.0.0/0", "10.244.1.1"), ("10.96.0.0/12", "10.244.1.1"), ("::/0", "fd10::1")]
+                .map(|(to, gateway)| PodRoute::new(net(to), Some(ip(gateway))))
+                .into(),
             requested: Limits::default(),
             shaping,
             state: AttachmentState::Intended,
@@ -220,11 +203,7 @@ mod tests {
     }
 
     fn network() -> PodNetwork {
-        PodNetwork {
-            bridge_index: 3,
-            gateways: BridgeGateways { v4: Some(ip("10.244.1.1")), v6: None },
-            extra_routes: vec![ExtraRoute { to: net("10.96.0.0/12"), gateway: None }],
-        }
+        PodNetwork { bridge_index: 3, gateways: BridgeGateways { v4: Some(ip("10.244.1.1")), v6: None } }
     }
 
     fn veth_step() -> Step {
@@ -241,7 +220,7 @@ mod tests {
     }
 
     fn pod_route(to: &str, gateway: Option<&str>) -> Step {
-        Step::PodRoute { index: 11, to: net(to), gateway: gateway.map(ip) }
+        Step::PodRoute { index: 11, route: PodRoute::new(net(to), gateway.map(ip)) }
     }
 
     #[test]
@@ -278,20 +257,9 @@ mod tests {
                 pod_route("10.244.1.1/32", None),
                 pod_route("0.0.0.0/0", Some("10.244.1.1")),
                 pod_route("10.96.0.0/12", Some("10.244.1.1")),
+                pod_route("::/0", Some("fd10::1")),
             ]
         );
-    }
-
-    #[test]
-    fn two_addresses_of_a_family_share_one_default_route() {
-        let network = PodNetwork { extra_routes: vec![], ..network() };
-        let steps = plan_add(
-            &attachment(&["10.244.1.7/24", "10.244.2.7/24"], Shaping::default()),
-            &network,
-            &PortTable::default(),
-        )
-        .steps;
-        assert_eq!(steps[4..], [pod_route("0.0.0.0/0", Some("10.244.1.1"))]);
     }
 
     #[test]

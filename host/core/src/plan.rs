@@ -32,6 +32,33 @@ pub struct Veth {
     pub hairpin: bool,
 }
 
+/// A route inside a pod, through its interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PodRoute {
+    /// The destination.
+    pub to: IpNet,
+    /// The next hop; `None` means on-link.
+    pub gateway: Option<IpAddr>,
+    /// The metric; lower is preferred.
+    pub metric: Option<u32>,
+    /// **Units** bytes.
+    pub mtu_bytes: Option<u32>,
+    /// The TCP segment size advertised. **Units** bytes.
+    pub advertised_mss_bytes: Option<u32>,
+    /// The routing table; `None` means the main one.
+    pub table: Option<u32>,
+    /// The scope, as the kernel numbers it.
+    pub scope: Option<u8>,
+}
+
+impl PodRoute {
+    /// A route without attributes.
+    #[must_use]
+    pub fn new(to: IpNet, gateway: Option<IpAddr>) -> Self {
+        Self { to, gateway, metric: None, mtu_bytes: None, advertised_mss_bytes: None, table: None, scope: None }
+    }
+}
+
 /// How the kernel forwards to a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -89,10 +116,8 @@ pub enum Step {
     PodRoute {
         /// The pod end's index.
         index: u32,
-        /// The destination.
-        to: IpNet,
-        /// The next hop; `None` means on-link.
-        gateway: Option<IpAddr>,
+        /// The route.
+        route: PodRoute,
     },
     /// Hold traffic towards the pod to a rate: a tbf on the host end. Replaces one that is there.
     ShapeIngress {

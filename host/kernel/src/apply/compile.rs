@@ -119,7 +119,7 @@ fn one(step: &Step, world: &World, sink: &mut Sink) -> Result<(), String> {
         Step::DeleteLink { name } => sink.host_removal(link::delete(name)),
         Step::PodLinkUp { index } => sink.pod(link::up(*index)),
         Step::PodAddress { index, address } => sink.pod(address::add(*index, *address)),
-        Step::PodRoute { index, to, gateway } => sink.pod(route::pod(*index, *to, *gateway)),
+        Step::PodRoute { index, route } => sink.pod(route::pod(*index, route)),
         Step::ShapeIngress { host_name, rate, .. } => {
             let host = known(world, host_name)?;
             sink.host(traffic::bucket(host.index, Bucket::new(*rate, host.mtu_bytes)));
@@ -189,6 +189,8 @@ fn known(world: &World, name: &str) -> Result<Facts, String> {
 mod tests {
     use std::net::IpAddr;
 
+    use culvert_core::plan::PodRoute;
+
     use super::*;
 
     fn veth() -> Veth {
@@ -215,11 +217,12 @@ mod tests {
     fn new_links_come_up_after_their_disciplines_and_the_pod_after_the_host() {
         let rate = Rate { bits_per_second: 1_000_000, burst_bytes: 20_000 };
         let gateway: Option<IpAddr> = Some("10.244.1.1".parse().unwrap());
+        let everywhere = PodRoute::new("0.0.0.0/0".parse().unwrap(), gateway);
         let plan = Plan {
             steps: vec![
                 Step::CreateVeth(veth()),
                 Step::PodLinkUp { index: 1002 },
-                Step::PodRoute { index: 1002, to: "0.0.0.0/0".parse().unwrap(), gateway },
+                Step::PodRoute { index: 1002, route: everywhere },
                 Step::ShapeIngress { host_name: "cv1".into(), rate, before: None },
                 Step::ShapeEgress { host_name: "cv1".into(), ifb_name: "cvifb".into(), rate, before: None },
             ],
@@ -233,7 +236,7 @@ mod tests {
             (0, Side::Host, traffic::bucket(1001, Bucket::open())),
             (0, Side::Host, traffic::ingress(1001)),
             (1, Side::Pod, link::up(1002)),
-            (2, Side::Pod, route::pod(1002, "0.0.0.0/0".parse().unwrap(), gateway)),
+            (2, Side::Pod, route::pod(1002, &everywhere)),
             (3, Side::Host, bucket(1001)),
             (4, Side::Host, link::create_ifb("cvifb", 1003)),
             (4, Side::Host, bucket(1003)),

@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use culvert_core::plan::{KernelRoute, KernelVia};
+use culvert_core::plan::{KernelRoute, KernelVia, PodRoute};
 use ipnet::IpNet;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
@@ -60,15 +60,28 @@ pub(crate) fn remove(to: IpNet) -> Request {
 }
 
 /// Add a route inside a pod, through its link.
-pub(crate) fn pod(index: u32, to: IpNet, gateway: Option<IpAddr>) -> Request {
-    let mut message = towards(to);
+pub(crate) fn pod(index: u32, route: &PodRoute) -> Request {
+    let mut message = towards(route.to);
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Boot;
     message.header.kind = RouteType::Unicast;
     message.attributes.push(RouteAttribute::Oif(index));
-    match gateway {
+    match route.gateway {
         Some(gateway) => message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway))),
-        None => message.header.scope = link_scope(to),
+        None => message.header.scope = link_scope(route.to),
+    }
+    if let Some(scope) = route.scope {
+        message.header.scope = RouteScope::from(scope);
+    }
+    if let Some(table) = route.table {
+        message.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+        message.attributes.push(RouteAttribute::Table(table));
+    }
+    message.attributes.extend(route.metric.map(RouteAttribute::Priority));
+    let metrics = [route.mtu_bytes.map(RouteMetric::Mtu), route.advertised_mss_bytes.map(RouteMetric::Advmss)];
+    let metrics: Vec<RouteMetric> = metrics.into_iter().flatten().collect();
+    if !metrics.is_empty() {
+        message.attributes.push(RouteAttribute::Metrics(metrics));
     }
     Request { message: RouteNetlinkMessage::NewRoute(message), flags: CREATE }
 }

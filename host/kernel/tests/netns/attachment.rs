@@ -1,7 +1,7 @@
 //! Attaching pods: what works, and what is left after every possible failure.
 
 use culvert_core::bandwidth::Rate;
-use culvert_core::plan::{Plan, Step};
+use culvert_core::plan::{Plan, PodRoute, Step};
 use culvert_kernel::{ApplyError, PodNamespace};
 
 use crate::namespace::{Namespace, Pod, assert_same, attach, attachment, ip, net, spec, veth, wait_for};
@@ -75,8 +75,10 @@ fn a_plan_that_fails_at_any_step_leaves_nothing() {
             let Some(Step::CreateVeth(made)) = plan.steps.first().cloned() else {
                 panic!("a plan starts with its veth")
             };
-            let impossible =
-                Step::PodRoute { index: made.pod_index, to: net("198.51.100.0/24"), gateway: Some(ip("203.0.113.1")) };
+            let impossible = Step::PodRoute {
+                index: made.pod_index,
+                route: PodRoute::new(net("198.51.100.0/24"), Some(ip("203.0.113.1"))),
+            };
             plan.steps.insert(position, impossible);
             let error = kernel.apply(&plan, Some(&pod.passed)).await.unwrap_err();
             assert!(

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use culvert_core::plan::{Plan, Step, Veth};
+use culvert_core::plan::{Plan, PodRoute, Step, Veth};
 use culvert_kernel::{Kernel, NodeLinks, NodeSpec, PodNamespace};
 use ipnet::IpNet;
 use rustix::fd::{AsFd, OwnedFd};
@@ -233,7 +233,7 @@ pub fn veth(kernel: &mut Kernel, links: NodeLinks, number: u8) -> Veth {
 /// The plan that attaches pod `number` as 10.244.1.N and fd00:244:0:1::N.
 pub fn attachment(veth: Veth, number: u8) -> Plan {
     let index = veth.pod_index;
-    let route = |to, gateway| Step::PodRoute { index, to: net(to), gateway: Some(ip(gateway)) };
+    let route = |to, gateway| Step::PodRoute { index, route: PodRoute::new(net(to), Some(ip(gateway))) };
     Plan {
         steps: vec![
             Step::CreateVeth(veth),
