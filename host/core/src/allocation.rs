@@ -5,11 +5,11 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
-use crate::address::{AddressRange, Family, is_assignable};
+use crate::address::{AddressRange, Family, gateway, is_assignable};
 use crate::claim::Pool;
 
 /// The most blocks that one configuration may cover: a node that asks for more wants a pool, not a range.
@@ -23,6 +23,8 @@ pub struct AddressWish {
     pub sets: Vec<Vec<AddressRange>>,
     /// Exactly these addresses. With sets, each lies in one of them and counts for it.
     pub addresses: Vec<IpAddr>,
+    /// The gateways that the configuration counts on. Each must be its block's own.
+    pub gateways: Vec<IpAddr>,
 }
 
 /// Part of a block that an address may come from.
@@ -68,6 +70,18 @@ pub enum WishError {
         /// Its block.
         block: IpNet,
     },
+    /// Another gateway than the bridge's is named.
+    #[error(
+        "gateway {asked} is not that of block {block}, which is {ours}: leave \"gateway\" out, or set it to {ours}"
+    )]
+    Gateway {
+        /// The one named.
+        asked: IpAddr,
+        /// Its block.
+        block: IpNet,
+        /// The block's own.
+        ours: IpAddr,
+    },
     /// A requested address is in none of the configured ranges.
     #[error("address {address} lies in none of the configured ranges: choose one inside them")]
     OutsideRanges {
@@ -100,6 +114,12 @@ impl AddressWish {
             }
             if !self.sets.is_empty() && self.set_of(*address).is_none() {
                 return Err(WishError::OutsideRanges { address: *address });
+            }
+        }
+        for asked in &self.gateways {
+            let block = blocks.iter().find(|block| block.contains(asked));
+            if let Some((block, ours)) = block.map(|block| (*block, gateway(block))).filter(|(_, ours)| ours != asked) {
+                return Err(WishError::Gateway { asked: *asked, block, ours });
             }
         }
         Ok(blocks.into_iter().collect())
@@ -183,17 +203,10 @@ fn count(pool: &Pool, range: &AddressRange) -> usize {
     usize::try_from(number(range.last()) - number(range.first())).unwrap_or(usize::MAX).saturating_add(1)
 }
 
-/// Everything of a family, as a prefix: where default routes go.
-#[must_use]
-pub fn everything(address: IpAddr) -> IpNet {
-    match address {
-        IpAddr::V4(_) => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
-        IpAddr::V6(_) => IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -218,7 +231,11 @@ mod tests {
     }
 
     fn ranges(ranges: &[AddressRange]) -> AddressWish {
-        AddressWish { sets: ranges.iter().map(|range| vec![*range]).collect(), addresses: Vec::new() }
+        AddressWish {
+            sets: ranges.iter().map(|range| vec![*range]).collect(),
+            addresses: Vec::new(),
+            gateways: Vec::new(),
+        }
     }
 
     #[test]
@@ -251,7 +268,7 @@ mod tests {
             "10.244.255.0-10.245.0.9 lies outside every pool (10.244.0.0/16, fd00:10:244::/48): choose a range inside \
              one, or add a pool"
         );
-        let wish = AddressWish { sets: Vec::new(), addresses: vec![ip("192.168.1.5")] };
+        let wish = AddressWish { addresses: vec![ip("192.168.1.5")], ..AddressWish::default() };
         assert!(matches!(wish.cover(&pools()), Err(WishError::OutsidePools { .. })));
     }
 
@@ -260,14 +277,23 @@ mod tests {
         let wish = |address: &str| AddressWish {
             sets: vec![vec![range("10.244.5.10", "10.244.5.20")]],
             addresses: vec![ip(address)],
+            gateways: vec![ip("10.244.5.1")],
         };
         assert_eq!(wish("10.244.5.15").cover(&pools()), Ok(vec![net("10.244.5.0/24")]));
         assert_eq!(wish("10.244.5.30").cover(&pools()), Err(WishError::OutsideRanges { address: ip("10.244.5.30") }));
         for address in ["10.244.5.0", "10.244.5.1", "10.244.5.255"].map(ip) {
             let block = net("10.244.5.0/24");
-            let wish = AddressWish { sets: Vec::new(), addresses: vec![address] };
+            let wish = AddressWish { addresses: vec![address], ..AddressWish::default() };
             assert_eq!(wish.cover(&pools()), Err(WishError::NotAssignable { address, block }));
         }
+    }
+
+    #[test]
+    fn a_gateway_that_is_not_the_bridge_s_is_refused_with_the_one_that_is() {
+        let mut wish = ranges(&[AddressRange::of_prefix(&net("10.244.5.0/24"))]);
+        wish.gateways = vec![ip("10.244.5.254")];
+        let (asked, block, ours) = (ip("10.244.5.254"), net("10.244.5.0/24"), ip("10.244.5.1"));
+        assert_eq!(wish.cover(&pools()), Err(WishError::Gateway { asked, block, ours }));
     }
 
     #[test]
@@ -275,6 +301,7 @@ mod tests {
         let wish = AddressWish {
             sets: vec![vec![range("10.244.5.10", "10.244.5.20")], vec![range("10.244.6.0", "10.244.7.9")]],
             addresses: vec![ip("10.244.5.15")],
+            gateways: Vec::new(),
         };
         let blocks = ["10.244.5.0/24", "10.244.6.0/24", "10.244.7.0/24"].map(net);
         let exact = Place { block: blocks[0], range: AddressRange::single(ip("10.244.5.15")) };

@@ -8,7 +8,6 @@
 //!    └──────────────────────── links seen gone ────────────┘
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ipnet::IpNet;
@@ -17,8 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::bandwidth::{Limits, Shaping};
 use crate::host_port::HostPort;
-use crate::nat::NatElements;
-use crate::plan::{Plan, PodRoute};
+use crate::plan::PodRoute;
 use crate::policy::PodView;
 
 /// The longest interface name Linux takes: IFNAMSIZ without its closing NUL.
@@ -202,71 +200,11 @@ pub fn on_del(existing: Option<&Attachment>) -> DelDecision {
     existing.map_or(DelDecision::Nothing, |_| DelDecision::TakeDown)
 }
 
-/// One repair at start, in the order given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RepairAction {
-    /// The answer never reached the runtime, or a DEL was cut short: carry out the delete plan,
-    /// release its addresses, forget it.
-    TakeDown(AttachmentKey),
-    /// Its link is gone, after a reboot or by a foreign hand: release its addresses and forget it. Its
-    /// delete plan is carried out too, for an ifb that may be left.
-    Forget(AttachmentKey),
-    /// Its links are there but the ifb of its egress limit is not: set its rates again.
-    Reshape(AttachmentKey),
-    /// A link of ours that no record names: delete it.
-    DeleteLink(String),
-    /// Elements of the NAT table are missing, wrong or stray: carry this plan out.
-    SetElements(Plan),
-}
-
-/// Decides the repairs at start from the records, and from the names of the links and the elements of the NAT
-/// table that the kernel shows.
-#[must_use]
-pub fn recover<'a>(
-    records: impl IntoIterator<Item = &'a Attachment>,
-    links: &BTreeSet<String>,
-    elements: &NatElements,
-) -> Vec<RepairAction> {
-    let records: BTreeMap<&AttachmentKey, &Attachment> =
-        records.into_iter().map(|record| (&record.key, record)).collect();
-    let repairs = records.values().filter_map(|record| repair(record, links));
-    let recorded: BTreeSet<&str> = records
-        .values()
-        .flat_map(|record| [Some(record.host_name.as_str()), record.ifb_name.as_deref()])
-        .flatten()
-        .collect();
-    let strays = links.iter().filter(|name| is_attachment_link(name) && !recorded.contains(name.as_str()));
-    let staying = records.values().filter(|record| stays(record, links)).copied();
-    let plan = NatElements::diff(elements, &NatElements::of(staying));
-    let elements = Some(plan).filter(|plan| !plan.is_empty()).map(RepairAction::SetElements);
-    repairs.chain(strays.cloned().map(RepairAction::DeleteLink)).chain(elements).collect()
-}
-
-/// Whether a record outlives the repair.
-fn stays(record: &Attachment, links: &BTreeSet<String>) -> bool {
-    record.state == AttachmentState::Acknowledged && links.contains(&record.host_name)
-}
-
-fn repair(record: &Attachment, links: &BTreeSet<String>) -> Option<RepairAction> {
-    let key = || record.key.clone();
-    match record.state {
-        AttachmentState::Intended | AttachmentState::Applied | AttachmentState::Deleting => {
-            Some(RepairAction::TakeDown(key()))
-        }
-        AttachmentState::Acknowledged if !stays(record, links) => Some(RepairAction::Forget(key())),
-        AttachmentState::Acknowledged => {
-            let ifb_missing = record.ifb_name.as_ref().is_some_and(|ifb| !links.contains(ifb));
-            ifb_missing.then(|| RepairAction::Reshape(key()))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
-    use crate::address::Family;
-    use crate::host_port::{PortKey, PortTarget, Transport};
-    use crate::plan::Step;
 
     fn key(container_id: &str) -> AttachmentKey {
         AttachmentKey {
@@ -351,73 +289,5 @@ mod tests {
         let macs: BTreeSet<[u8; 6]> = keys.iter().map(AttachmentKey::mac).collect();
         assert_eq!((names.len(), macs.len()), (10_000, 10_000));
         assert!(macs.iter().all(|mac| mac[0] & 0b11 == 0b10));
-    }
-
-    #[test]
-    fn a_start_repairs_what_a_crash_or_a_reboot_left() {
-        let (acknowledged, intended, applied) =
-            (AttachmentState::Acknowledged, AttachmentState::Intended, AttachmentState::Applied);
-        let records = [
-            attachment("a-fine", acknowledged, true),
-            attachment("b-gone", acknowledged, false),
-            attachment("c-intended", intended, false),
-            attachment("d-applied", applied, false),
-            attachment("e-deleting", AttachmentState::Deleting, false),
-            attachment("f-ifb-gone", acknowledged, true),
-        ];
-        let stray = [key("z").host_name(), key("z").ifb_name()];
-        let mut links: BTreeSet<String> = ["cni0", "culvert0", "eth0", "cvmine"].map(str::to_owned).into();
-        links.extend(stray.iter().cloned());
-        links.extend([
-            key("a-fine").host_name(),
-            key("a-fine").ifb_name(),
-            key("d-applied").host_name(),
-            key("f-ifb-gone").host_name(),
-        ]);
-        assert_eq!(
-            recover(&records, &links, &NatElements::default()),
-            [
-                RepairAction::Forget(key("b-gone")),
-                RepairAction::TakeDown(key("c-intended")),
-                RepairAction::TakeDown(key("d-applied")),
-                RepairAction::TakeDown(key("e-deleting")),
-                RepairAction::Reshape(key("f-ifb-gone")),
-                RepairAction::DeleteLink(stray[0].clone()),
-                RepairAction::DeleteLink(stray[1].clone()),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_start_sets_missing_elements_again_and_removes_strays() {
-        let port = |host_port| HostPort { host_ip: None, host_port, transport: Transport::Udp, container_port: 53 };
-        let key = |port| PortKey { family: Family::V4, host_ip: None, transport: Transport::Udp, port };
-        let target = |address: &str| PortTarget { address: address.parse().unwrap(), port: 53 };
-        let mut stays = attachment("a", AttachmentState::Acknowledged, false);
-        stays.host_ports = vec![port(53), port(54), port(55)];
-        stays.masquerade = false;
-        let mut goes = attachment("b", AttachmentState::Applied, false);
-        goes.addresses = vec!["10.244.1.9/24".parse().unwrap()];
-        goes.host_ports = vec![port(53)];
-        goes.serial = 2;
-        let links = BTreeSet::from([stays.host_name.clone(), goes.host_name.clone()]);
-        let (own, others, strange) = (target("10.244.1.2"), target("10.244.1.9"), "10.244.1.77".parse().unwrap());
-        let present = NatElements {
-            ports: [(key(53), others), (key(54), own), (key(99), others)].into(),
-            unmasqueraded: [strange].into(),
-        };
-        let plan = Plan {
-            steps: vec![
-                Step::SetPort { key: key(53), target: own, before: Some(others) },
-                Step::SetPort { key: key(55), target: own, before: None },
-                Step::RemovePort { key: key(99), target: others },
-                Step::Exempt { address: own.address },
-                Step::Unexempt { address: strange },
-            ],
-        };
-        let expected = [RepairAction::TakeDown(goes.key.clone()), RepairAction::SetElements(plan)];
-        assert_eq!(recover([&stays, &goes], &links, &present), expected);
-        let links = BTreeSet::from([stays.host_name.clone()]);
-        assert_eq!(recover([&stays], &links, &NatElements::of([&stays])), []);
     }
 }

@@ -28,6 +28,7 @@ pub mod plan;
 pub mod policy;
 pub mod prefix_table;
 pub mod reach;
+pub mod repair;
 pub mod route_plan;
 pub mod swap;
 pub mod topology;

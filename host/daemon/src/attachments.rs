@@ -8,11 +8,13 @@
 //! ```
 
 mod addresses;
+mod chained;
 mod departure;
 mod error;
 mod repair;
 mod requests;
 mod shaping;
+mod tombstones;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,11 +22,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use culvert_cni::route::RouteWish;
 use culvert_core::address::Family;
 use culvert_core::allocation::AddressWish;
 use culvert_core::attachment::{Attachment, AttachmentKey};
 use culvert_core::bandwidth::Limits;
 use culvert_core::claim::Pool;
+use culvert_core::host_port::HostPort;
 use culvert_core::lease::LeaseTable;
 use culvert_core::policy::PodView;
 use culvert_kernel::{Kernel, LinkRemover, PodNamespace};
@@ -49,6 +53,8 @@ const COMMANDS: usize = 256;
 const BLOCK_WAIT: Duration = Duration::from_secs(2);
 /// ADDs that may wait for the first blocks at a time; one more is told to try again at once.
 const WAITING_ADDS: usize = 128;
+/// How often records, interfaces and the runtime's own notes are compared: no runtime in use asks for GC.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// Below this many free addresses in all blocks of a family, one more block is claimed.
 const LOW_WATER: u32 = 8;
 
@@ -68,18 +74,42 @@ pub struct AddRequest {
     pub wish: AddressWish,
     /// Whether its addresses stay its own when it ends.
     pub sticky: bool,
+    /// The hardware address it wants.
+    pub mac: Option<[u8; 6]>,
     /// The rates the runtime asks for.
     pub requested: Limits,
+    /// The node's ports that shall lead to it.
+    pub host_ports: Vec<HostPort>,
     /// **Units** bytes; the node's unless the configuration of the network says otherwise.
     pub mtu_bytes: Option<u32>,
+    /// Whether it may reach itself through the bridge.
+    pub hairpin: bool,
+    /// Whether it leaves the cluster under the node's address.
+    pub masquerade: bool,
+    /// Its routes.
+    pub routes: RouteWish,
+    /// What another plugin made, when this one comes later in a chain: then only host ports and rates are added.
+    pub chained: Option<Chained>,
+}
+
+/// The interface that another plugin gave a pod.
+pub struct Chained {
+    /// Links of the host that the plugins before this one named.
+    pub host_links: Vec<String>,
+    /// The pod's addresses.
+    pub addresses: Vec<IpNet>,
 }
 
 /// What a CHECK compares with.
 pub struct CheckRequest {
     /// Which attachment.
     pub key: AttachmentKey,
-    /// The addresses of the previous result, when the runtime passed one.
+    /// The pod's namespace, as the shim passed it.
+    pub namespace: Option<PodNamespace>,
+    /// The addresses of the previous result.
     pub addresses: Vec<IpNet>,
+    /// The pod end's hardware address in the previous result.
+    pub mac: Option<String>,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, AttachmentError>>;
@@ -95,7 +125,7 @@ pub enum Command {
     /// Detach every attachment of a network that is not in the list.
     Collect(String, Vec<AttachmentKey>, Reply<()>),
     /// Compare an attachment with what is there.
-    Check(CheckRequest, Reply<()>),
+    Check(Box<CheckRequest>, Reply<()>),
     /// Whether an ADD with this wish would be served.
     Ready(AddressWish, Reply<()>),
     /// What this node may give addresses from.
@@ -212,6 +242,8 @@ impl AttachmentsOwner {
     }
 
     async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let deadline = self.waiting.iter().map(|waiting| waiting.until).min();
             tokio::select! {
@@ -220,6 +252,7 @@ impl AttachmentsOwner {
                     None => return,
                 },
                 departed = self.departures.next() => self.on_departed(departed),
+                _ = look.tick() => self.look_after().await,
                 () = until(deadline) => self.give_up_waiting(),
             }
         }

@@ -5,7 +5,9 @@
 //! ```
 //! Garbage, strangers and slow clients cost one connection each and nothing else.
 
+mod answer;
 mod channel;
+mod wish;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -15,23 +17,21 @@ use std::time::{Duration, Instant};
 use culvert_cni::code::Code;
 use culvert_cni::error::CniError;
 use culvert_cni::frame::{self, Reply};
-use culvert_cni::netconf::{AttachmentName, answer_version};
+use culvert_cni::netconf::answer_version;
 use culvert_cni::request::Request;
-use culvert_cni::result::{AddResult, Interface, IpConfig, RouteAttributes, RouteConfig, version_list};
-use culvert_cni::runtime_config::{Bandwidth, RateLimit};
+use culvert_cni::result::version_list;
 use culvert_cni::version::Verb;
-use culvert_core::address::gateway;
-use culvert_core::attachment::{Attachment, AttachmentKey};
-use culvert_core::bandwidth::{Limits, Rate};
-use culvert_core::policy::PodView;
-use culvert_kernel::PodNamespace;
-use ipnet::IpNet;
+use culvert_core::allocation::AddressWish;
+use culvert_core::attachment::AttachmentKey;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
 use crate::admin::{AdminError, AdminSocket, may_ask};
-use crate::attachments::{AddRequest, AttachmentError, CheckRequest, Command, Handle};
+use crate::attachments::{self, AttachmentError, Command};
+use crate::cluster_owner::{self, Command as ClusterCommand, CoverError};
+use crate::config::Config;
 use crate::metrics::Metrics;
+use answer::result_of;
 
 /// Connections served at a time; further ones wait in the socket's backlog. Each holds at most one request.
 const CONNECTIONS: usize = 128;
@@ -41,8 +41,20 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A socket that is bound and not served yet. It goes with this value.
 pub struct CniServer {
     socket: AdminSocket,
-    attachments: Handle,
-    metrics: Metrics,
+    server: Server,
+}
+
+/// What every connection is served with.
+#[derive(Clone)]
+pub struct Server {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Who attaches pods.
+    pub attachments: attachments::Handle,
+    /// Who claims blocks.
+    pub cluster: cluster_owner::Handle,
+    /// Counters.
+    pub metrics: Metrics,
 }
 
 impl CniServer {
@@ -50,8 +62,8 @@ impl CniServer {
     ///
     /// # Errors
     /// When it cannot be made, or a live daemon has it.
-    pub fn bind(path: &Path, attachments: Handle, metrics: Metrics) -> Result<Self, AdminError> {
-        Ok(Self { socket: AdminSocket::bind(path)?, attachments, metrics })
+    pub fn bind(path: &Path, server: Server) -> Result<Self, AdminError> {
+        Ok(Self { socket: AdminSocket::bind(path)?, server })
     }
 
     /// Serves until the task is dropped.
@@ -65,9 +77,9 @@ impl CniServer {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(()) };
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let (attachments, metrics) = (self.attachments.clone(), self.metrics.clone());
+                    let server = self.server.clone();
                     tokio::spawn(async move {
-                        serve_one(stream, attachments, metrics).await;
+                        serve_one(stream, server).await;
                         drop(place);
                     });
                 }
@@ -80,8 +92,8 @@ impl CniServer {
     }
 }
 
-async fn serve_one(stream: UnixStream, attachments: Handle, metrics: Metrics) {
-    let started = Instant::now();
+async fn serve_one(stream: UnixStream, server: Server) {
+    let (metrics, started) = (&server.metrics, Instant::now());
     if let (false, user) = may_ask(&stream) {
         tracing::warn!(?user, "a CNI request from a user who may not ask is refused");
         metrics.cni.served("refused", Code::InvalidEnvironment.number(), started.elapsed());
@@ -100,7 +112,7 @@ async fn serve_one(stream: UnixStream, attachments: Handle, metrics: Metrics) {
             return;
         }
     };
-    let served = serve(&request, descriptors, &attachments).await;
+    let served = serve(&request, descriptors, &server).await;
     let code = served.error.as_ref().map_or(0, |error| error.code.number());
     metrics.cni.served(served.verb, code, started.elapsed());
     if let Some(error) = &served.error {
@@ -120,7 +132,7 @@ async fn serve_one(stream: UnixStream, attachments: Handle, metrics: Metrics) {
     }
     if let Some(key) = served.acknowledge {
         match tokio::time::timeout(CLIENT_TIMEOUT, channel::acknowledged(&stream)).await {
-            Ok(true) => attachments.send(Command::Acknowledged(key)).await,
+            Ok(true) => server.attachments.send(Command::Acknowledged(key)).await,
             Ok(false) | Err(_) => tracing::warn!(attachment = %key, "an ADD was not acknowledged; a retry redoes it"),
         }
     }
@@ -136,7 +148,7 @@ struct Served {
     acknowledge: Option<AttachmentKey>,
 }
 
-async fn serve(framed: &frame::Request, descriptors: Vec<OwnedFd>, attachments: &Handle) -> Served {
+async fn serve(framed: &frame::Request, descriptors: Vec<OwnedFd>, server: &Server) -> Served {
     let version = answer_version(&framed.stdin);
     let request = match Request::decode(framed) {
         Ok(request) => request,
@@ -146,9 +158,9 @@ async fn serve(framed: &frame::Request, descriptors: Vec<OwnedFd>, attachments: 
         }
     };
     let (verb, container) = (request.verb.as_str(), request.container_id.clone());
-    let key = key_of(&request);
+    let key = wish::key_of(&request);
     let acknowledges = request.verb == Verb::Add;
-    match answer(request, descriptors, attachments).await {
+    match answer(request, descriptors, server).await {
         Ok(reply) => {
             let acknowledge = acknowledges.then_some(key);
             Served { verb, container, reply, error: None, acknowledge }
@@ -160,38 +172,50 @@ async fn serve(framed: &frame::Request, descriptors: Vec<OwnedFd>, attachments: 
     }
 }
 
-async fn answer(request: Request, descriptors: Vec<OwnedFd>, attachments: &Handle) -> Result<Reply, CniError> {
+/// How long an ADD waits for blocks that its configuration asks for and that this node does not hold yet.
+const COVER_LIMIT: Duration = Duration::from_secs(2);
+
+async fn answer(request: Request, descriptors: Vec<OwnedFd>, server: &Server) -> Result<Reply, CniError> {
     let version = request.config.cni_version;
     let nothing = Reply { exit_code: 0, stdout: Vec::new() };
+    let attachments = &server.attachments;
     match request.verb {
         Verb::Add => {
-            let netns = request.netns.clone().unwrap_or_default();
-            let add = add_request(request, descriptors)?;
+            let (dns, previous) = (request.config.dns().clone(), request.config.previous.clone());
+            let add = wish::add_request(request, descriptors, &server.config)?;
+            if add.chained.is_none() {
+                cover(server, &add.wish).await?;
+            }
             let attachment = attachments.request(|reply| Command::Add(Box::new(add), reply)).await.map_err(to_cni)?;
-            let reply = result_of(&attachment, &netns).to_reply(version);
-            reply.map_err(|error| CniError::new(error.code(), error.to_string()))
+            // Later in a chain the result is the one before; what was added to it cannot be said in a result.
+            let result = previous.unwrap_or_else(|| result_of(&attachment, dns));
+            result.to_reply(version).map_err(|error| CniError::new(error.code(), error.to_string()))
         }
         Verb::Del => {
-            let key = key_of(&request);
+            let key = wish::key_of(&request);
             attachments.request(|reply| Command::Delete(key, reply)).await.map_err(to_cni)?;
             Ok(nothing)
         }
         Verb::Check => {
-            let check = check_request(&request)?;
-            attachments.request(|reply| Command::Check(check, reply)).await.map_err(to_cni)?;
+            let check = wish::check_request(&request, descriptors)?;
+            attachments.request(|reply| Command::Check(Box::new(check), reply)).await.map_err(to_cni)?;
             Ok(nothing)
         }
         Verb::Gc => {
             // An absent list is no order to remove everything (CNI specification 1.1.0, section 4, GC).
             if let Some(valid) = &request.config.valid_attachments {
-                let valid = valid.iter().map(|name| key_named(&request, name)).collect();
+                let valid = valid.iter().map(|name| wish::key_named(&request, name)).collect();
                 let network = request.config.name.clone();
                 attachments.request(|reply| Command::Collect(network, valid, reply)).await.map_err(to_cni)?;
             }
             Ok(nothing)
         }
         Verb::Status => {
-            let ready = attachments.request(Command::Ready).await;
+            let unavailable = |error: CniError| CniError::new(Code::Unavailable, error.message);
+            let wish = wish::address_wish(&request).map_err(unavailable)?;
+            // A first pod would wait for its blocks: they are claimed when the network is first asked about.
+            cover(server, &wish).await.map_err(unavailable)?;
+            let ready = attachments.request(|reply| Command::Ready(wish, reply)).await;
             ready.map_err(|error| CniError::new(Code::Unavailable, error.to_string()))?;
             Ok(nothing)
         }
@@ -199,96 +223,22 @@ async fn answer(request: Request, descriptors: Vec<OwnedFd>, attachments: &Handl
     }
 }
 
+/// Makes the blocks that a wish needs this node's.
+async fn cover(server: &Server, wish: &AddressWish) -> Result<(), CniError> {
+    if wish.is_empty() {
+        return Ok(());
+    }
+    let asked = server.cluster.ask(|reply| ClusterCommand::Cover(wish.clone(), reply));
+    let later = |reason: String| CniError::new(Code::TryAgainLater, reason);
+    match tokio::time::timeout(COVER_LIMIT, asked).await {
+        Ok(Some(Ok(()))) => Ok(()),
+        Ok(Some(Err(error @ CoverError::Later { .. }))) => Err(later(format!("{error}; try again"))),
+        Ok(Some(Err(error))) => Err(CniError::new(Code::InvalidConfig, error.to_string())),
+        Ok(None) => Err(later("the daemon is stopping; try again".to_owned())),
+        Err(_elapsed) => Err(later("the blocks of this configuration are still being claimed; try again".to_owned())),
+    }
+}
+
 fn to_cni(error: AttachmentError) -> CniError {
     CniError::new(error.code(), error.to_string())
-}
-
-fn key_of(request: &Request) -> AttachmentKey {
-    AttachmentKey {
-        network: request.config.name.clone(),
-        container_id: request.container_id.clone(),
-        ifname: request.ifname.clone(),
-    }
-}
-
-fn key_named(request: &Request, name: &AttachmentName) -> AttachmentKey {
-    AttachmentKey {
-        network: request.config.name.clone(),
-        container_id: name.container_id.clone(),
-        ifname: name.ifname.clone(),
-    }
-}
-
-fn add_request(request: Request, descriptors: Vec<OwnedFd>) -> Result<AddRequest, CniError> {
-    let key = key_of(&request);
-    let descriptors: Result<[OwnedFd; frame::DESCRIPTORS], _> = descriptors.try_into();
-    let [netns, rtnetlink] = descriptors.map_err(|_| {
-        CniError::new(
-            Code::InvalidNamespace,
-            "the pod's network namespace was not passed; is the shim of this version?",
-        )
-    })?;
-    let Bandwidth { ingress, egress } = request.config.runtime.bandwidth;
-    Ok(AddRequest {
-        key,
-        netns: request.netns.unwrap_or_default(),
-        namespace: PodNamespace { netns, rtnetlink },
-        pod: PodView {
-            namespace: request.pod.namespace,
-            name: request.pod.name,
-            labels: std::collections::BTreeMap::new(),
-            annotations: request.config.runtime.pod_annotations,
-        },
-        pod_uid: request.pod.uid,
-        requested: Limits { ingress: ingress.and_then(rate), egress: egress.and_then(rate) },
-        mtu_bytes: request.config.options.mtu_bytes.map(u32::from),
-    })
-}
-
-/// A rate of 0 means no limit; a burst that nobody chose is left to the host (0).
-fn rate(limit: RateLimit) -> Option<Rate> {
-    let burst_bytes = limit.burst_bits.map_or(0, |bits| u32::try_from(bits / 8).unwrap_or(u32::MAX));
-    (limit.bits_per_second > 0).then_some(Rate { bits_per_second: limit.bits_per_second, burst_bytes })
-}
-
-fn check_request(request: &Request) -> Result<CheckRequest, CniError> {
-    let previous = request.config.previous.as_ref();
-    let previous = previous.ok_or_else(|| CniError::new(Code::InvalidConfig, "CHECK needs prevResult"))?;
-    // Addresses of other interfaces in the chain are not ours to check.
-    let ours = |ip: &&IpConfig| {
-        let interface = ip.interface.and_then(|index| previous.interfaces.get(index));
-        interface.is_none_or(|interface| interface.name == request.ifname)
-    };
-    let addresses = previous.ips.iter().filter(ours).map(|ip| ip.address).collect();
-    Ok(CheckRequest { key: key_of(request), addresses })
-}
-
-/// The result of an ADD: host end, pod end, addresses, default routes.
-fn result_of(attachment: &Attachment, netns: &str) -> AddResult {
-    let interface = |name: &str, mac: String, sandbox: Option<String>| Interface {
-        name: name.to_owned(),
-        mac,
-        mtu: Some(attachment.mtu_bytes),
-        sandbox,
-        ..Interface::default()
-    };
-    let mac: Vec<String> = attachment.mac.iter().map(|octet| format!("{octet:02x}")).collect();
-    let ips = attachment.addresses.iter().map(|address| IpConfig {
-        address: *address,
-        gateway: Some(gateway(&address.trunc())),
-        interface: Some(1),
-    });
-    let routes = attachment.addresses.iter().filter_map(|address| {
-        let dst: IpNet = if address.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" }.parse().ok()?;
-        Some(RouteConfig { dst, gw: Some(gateway(&address.trunc())), attributes: RouteAttributes::default() })
-    });
-    AddResult {
-        interfaces: vec![
-            interface(&attachment.host_name, String::new(), None),
-            interface(&attachment.key.ifname, mac.join(":"), Some(netns.to_owned())),
-        ],
-        ips: ips.collect(),
-        routes: routes.collect(),
-        ..AddResult::default()
-    }
 }

@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, watch};
 use crate::admin::{self, AdminSocket};
 use crate::attachments::{self, AttachmentsOwner, Command as AttachmentCommand};
 use crate::cluster_owner::{self, ClusterOwner, Command as ClusterCommand};
-use crate::cni_server::CniServer;
+use crate::cni_server::{CniServer, Server};
 use crate::config::Config;
 use crate::inspect::Inspector;
 use crate::keeper_link::KeeperLink;
@@ -81,7 +81,13 @@ async fn run_async(config: Arc<Config>) -> anyhow::Result<()> {
         follow_folder(&parts.policies, &node, snapshots);
         source
     });
-    let cni = CniServer::bind(&config.cni_socket, node.attachments.clone(), parts.metrics.clone())?;
+    let server = Server {
+        config: Arc::clone(&config),
+        attachments: node.attachments.clone(),
+        cluster: node.cluster.clone(),
+        metrics: parts.metrics.clone(),
+    };
+    let cni = CniServer::bind(&config.cni_socket, server)?;
     let cni = tokio::spawn(cni.serve());
     let (stop_admin, stopped) = watch::channel(false);
     let refused = parts.metrics.admin_requests_refused.clone();

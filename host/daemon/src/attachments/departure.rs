@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use culvert_core::attachment::{Attachment, AttachmentKey, AttachmentState, DelDecision, on_del};
 use culvert_core::attachment_plan::plan_del;
+use culvert_core::host_port::PortTable;
 use culvert_core::plan::{Plan, Step};
 use culvert_kernel::KernelError;
 use tokio::sync::oneshot;
@@ -49,7 +50,7 @@ impl AttachmentsOwner {
         if on_del(Some(attachment)) == DelDecision::Nothing {
             return answer(reply, Ok(()));
         }
-        let (rest, links) = split(plan_del(attachment));
+        let (rest, links) = split(plan_del(attachment, &PortTable::of(self.attachments.values())));
         let deleting = Attachment { state: AttachmentState::Deleting, ..attachment.clone() };
         // A full disk must not keep a pod's interface alive: the links go in any case.
         if let Err(error) = self.record(&deleting) {

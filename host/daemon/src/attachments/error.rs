@@ -3,6 +3,7 @@
 use culvert_cni::code::Code;
 use culvert_core::address::Family;
 use culvert_core::attachment::AttachmentKey;
+use culvert_core::host_port::HostPortError;
 use culvert_core::lease::LeaseRefusal;
 use culvert_kernel::{ApplyError, KernelError};
 
@@ -46,6 +47,17 @@ pub enum AttachmentError {
     /// An address that the pod asks for cannot be had.
     #[error(transparent)]
     Lease(#[from] LeaseRefusal),
+    /// The host ports it asks for cannot be given.
+    #[error(transparent)]
+    HostPort(#[from] HostPortError),
+    /// Later in a chain: the plugins before named no interface to add something to.
+    #[error("container {} was given no {what} by the plugins before this one: put a main plugin first in the list", key.container_id)]
+    NothingToChain {
+        /// The attachment.
+        key: AttachmentKey,
+        /// What is missing.
+        what: &'static str,
+    },
     /// The bridge is not there yet.
     #[error("the node's bridge is not set up yet; try again, and see the daemon's log if it stays so")]
     NoBridge,
@@ -100,6 +112,7 @@ impl AttachmentError {
             | Self::Lease(_)
             | Self::NoBridge
             | Self::Stopping => Code::TryAgainLater,
+            Self::HostPort(_) | Self::NothingToChain { .. } => Code::InvalidConfig,
             Self::Store(_) => Code::Store,
             Self::Kernel(_) | Self::Apply(_) | Self::NotRemoved { .. } => Code::Kernel,
             Self::Unknown { .. } => Code::UnknownContainer,

@@ -1,9 +1,15 @@
 //! ADD, CHECK and GC.
 
+use culvert_cni::result::RouteConfig;
 use culvert_core::address::gateway;
-use culvert_core::attachment::{AddDecision, Attachment, AttachmentKey, AttachmentState, on_add};
+use culvert_core::attachment::{AddDecision, Attachment, AttachmentKey, AttachmentState, next_serial, on_add};
 use culvert_core::attachment_plan::{PodNetwork, plan_add};
+use culvert_core::host_port::{self, PortTable};
+use culvert_core::plan::PodRoute;
 use culvert_core::route_plan::BridgeGateways;
+use culvert_kernel::PodNamespace;
+use ipnet::IpNet;
+use std::net::IpAddr;
 
 use super::addresses::Taker;
 use super::{AddRequest, AttachmentError, AttachmentsOwner, CheckRequest};
@@ -12,6 +18,10 @@ use crate::store::{Durability, Kind};
 impl AttachmentsOwner {
     /// Attaches a pod: decide, take addresses, journal, change the kernel, record.
     pub(super) async fn add(&mut self, request: AddRequest) -> Result<Attachment, AttachmentError> {
+        if let Some(chained) = &request.chained {
+            return self.add_to(chained, &request).await;
+        }
+        self.replay_tombstones().await;
         match on_add(self.attachments.get(&request.key)) {
             AddDecision::Fresh => {}
             AddDecision::UndoAndRedo => self.take_down(&request.key).await?,
@@ -24,36 +34,58 @@ impl AttachmentsOwner {
         let bridge_index = self.bridge.ok_or(AttachmentError::NoBridge)?;
         let taker = Taker { key: &request.key, pod: &request.pod, wish: &request.wish, sticky: request.sticky };
         let addresses = self.take_addresses(&taker).await?;
+        let gateways = BridgeGateways::of_blocks(&addresses.iter().map(IpNet::trunc).collect::<Vec<_>>());
+        let network = PodNetwork { bridge_index, gateways };
+        let (attachment, namespace) = self.intend(request, addresses, &network);
+        let made = self.make(attachment.clone(), &network, &namespace).await;
+        if made.is_err() {
+            self.forget(&attachment.key);
+        }
+        made
+    }
+
+    /// The record of a pod that is about to be attached.
+    fn intend(&self, request: AddRequest, addresses: Vec<IpNet>, network: &PodNetwork) -> (Attachment, PodNamespace) {
         let shaping = self.shape_new(&request.pod, &request.requested);
-        let AddRequest { key, netns, namespace, pod, pod_uid, requested, mtu_bytes, sticky, .. } = request;
-        let mut attachment = Attachment {
-            netns,
-            host_name: key.host_name(),
-            ifb_name: shaping.total.egress.map(|_| key.ifb_name()),
+        let gateways: Vec<IpAddr> = addresses.iter().filter_map(|address| network.gateway_of(address)).collect();
+        let attachment = Attachment {
+            netns: request.netns,
+            host_name: request.key.host_name(),
+            ifb_name: shaping.total.egress.map(|_| request.key.ifb_name()),
             host_index: self.parts.kernel.free_index(),
             pod_index: self.parts.kernel.free_index(),
-            mac: key.mac(),
-            mtu_bytes: mtu_bytes.unwrap_or(self.parts.config.network.mtu_bytes),
-            hairpin: true,
+            mac: request.mac.unwrap_or_else(|| request.key.mac()),
+            mtu_bytes: request.mtu_bytes.unwrap_or(self.parts.config.network.mtu_bytes),
+            hairpin: request.hairpin,
             addresses,
-            pod,
-            pod_uid,
-            requested,
+            pod: request.pod,
+            pod_uid: request.pod_uid,
+            serial: next_serial(self.attachments.values()),
+            host_ports: request.host_ports,
+            masquerade: request.masquerade,
+            routes: request.routes.resolve(&gateways).iter().map(pod_route).collect(),
+            foreign: false,
+            sticky: request.sticky,
+            requested: request.requested,
             shaping,
-            sticky,
             state: AttachmentState::Intended,
-            key,
+            key: request.key,
         };
-        if let Err(error) = self.record(&attachment) {
-            self.release_addresses(&attachment.key);
-            return Err(error);
-        }
-        let gateways =
-            BridgeGateways::of_blocks(&attachment.addresses.iter().map(ipnet::IpNet::trunc).collect::<Vec<_>>());
-        let network = PodNetwork { bridge_index, gateways, extra_routes: Vec::new() };
-        if let Err(error) = self.parts.kernel.apply(&plan_add(&attachment, &network), Some(&namespace)).await {
+        (attachment, request.namespace)
+    }
+
+    /// Journals an attachment and makes it. On an error nothing of it is left in the kernel.
+    async fn make(
+        &mut self,
+        mut attachment: Attachment,
+        network: &PodNetwork,
+        namespace: &PodNamespace,
+    ) -> Result<Attachment, AttachmentError> {
+        host_port::admit(&attachment.host_ports, &attachment.addresses)?;
+        self.record(&attachment)?;
+        let plan = plan_add(&attachment, network, &PortTable::of(self.attachments.values()));
+        if let Err(error) = self.parts.kernel.apply(&plan, Some(namespace)).await {
             self.parts.metrics.kernel.planned("undone");
-            self.forget(&attachment.key);
             return Err(error.into());
         }
         self.parts.metrics.kernel.planned("applied");
@@ -136,5 +168,19 @@ impl AttachmentsOwner {
             }
         }
         Ok(())
+    }
+}
+
+/// A route of the configuration, as the pod gets it.
+fn pod_route(route: &RouteConfig) -> PodRoute {
+    let RouteConfig { dst, gw, attributes } = route;
+    PodRoute {
+        to: dst.trunc(),
+        gateway: *gw,
+        metric: attributes.priority,
+        mtu_bytes: attributes.mtu,
+        advertised_mss_bytes: attributes.advmss,
+        table: attributes.table,
+        scope: attributes.scope,
     }
 }
