@@ -301,6 +301,18 @@ impl LeaseTable {
         kept
     }
 
+    /// Gives up what is kept for pods whose last address was released before `moment_ms`; answers for whom, and
+    /// which addresses.
+    pub fn forget_reservations_before(&mut self, moment_ms: u64) -> Vec<(String, Vec<IpAddr>)> {
+        let gone = |address: &IpAddr| self.released.get(address).is_some_and(|at| *at < moment_ms);
+        let names: BTreeSet<&String> = self.reserved.values().collect();
+        let absent = names.into_iter().filter(|pod| {
+            self.reserved.iter().filter(|(_, reserved)| reserved == pod).all(|(address, _)| gone(address))
+        });
+        let absent: Vec<String> = absent.cloned().collect();
+        absent.into_iter().map(|pod| (pod.clone(), self.forget_reservation(&pod))).collect()
+    }
+
     /// The address kept for a pod.
     #[must_use]
     pub fn wanted(&self, pod: &str, family: Family) -> Option<IpAddr> {

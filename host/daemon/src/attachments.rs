@@ -220,6 +220,8 @@ pub struct AttachmentsOwner {
     repaired: bool,
     waiting: Vec<Waiting>,
     departures: Departures,
+    /// Attachments that looked abandoned the last time.
+    suspects: BTreeSet<AttachmentKey>,
 }
 
 /// An ADD that waits for the node's first blocks.

@@ -26,6 +26,8 @@ pub struct Config {
     pub cni_socket: PathBuf,
     /// The socket of the admin API.
     pub admin_socket: PathBuf,
+    /// Where the container runtime keeps the results of its ADDs: what tells a pod it knows from one it forgot.
+    pub runtime_results: PathBuf,
     /// A loopback address for the metrics, if wanted.
     pub metrics_listen: Option<SocketAddr>,
     /// The mesh.
@@ -84,6 +86,8 @@ pub struct IpamConfig {
     pub provisional_claims: bool,
     /// **Units** seconds that a released address rests.
     pub quarantine_seconds: u64,
+    /// **Units** seconds that the addresses of a sticky pod wait for it to come back.
+    pub sticky_seconds: u64,
 }
 
 /// Where plugins come from.
@@ -192,6 +196,7 @@ fn read_all(path: &Path, mut top: Section, faults: &Faults) -> Config {
     let node = read_node(top.section("node"));
     let state = PathBuf::from(top.text("state").unwrap_or_else(|| "/var/lib/culvert".to_owned()));
     let (cni_socket, admin_socket) = read_sockets(top.section("sockets"));
+    let runtime_results = read_runtime(top.section("runtime"));
     let metrics_listen = read_metrics(top.section("metrics"));
     let mesh = read_mesh(top.section("mesh"));
     let ipam = read_ipam(top.section("ipam"));
@@ -207,6 +212,7 @@ fn read_all(path: &Path, mut top: Section, faults: &Faults) -> Config {
         state,
         cni_socket,
         admin_socket,
+        runtime_results,
         metrics_listen,
         mesh,
         ipam,
@@ -250,6 +256,15 @@ fn read_sockets(mut section: Section) -> (PathBuf, PathBuf) {
     let sockets = (path("cni", "/run/culvert/cni.sock"), path("admin", "/run/culvert/admin.sock"));
     section.finish();
     sockets
+}
+
+fn read_runtime(mut section: Section) -> PathBuf {
+    let results = section.text("results").unwrap_or_else(|| "/var/lib/cni/results".to_owned());
+    if !results.starts_with('/') {
+        section.fault("results", "write an absolute path");
+    }
+    section.finish();
+    PathBuf::from(results)
 }
 
 fn read_metrics(mut section: Section) -> Option<SocketAddr> {
@@ -304,8 +319,9 @@ fn read_ipam(mut section: Section) -> IpamConfig {
     }
     let provisional_claims = section.flag("provisionalClaims", false);
     let quarantine_seconds = section.number("quarantineSeconds", 30, 0..=86_400);
+    let sticky_seconds = section.number("stickySeconds", 86_400, 0..=31_536_000);
     section.finish();
-    IpamConfig { policy, provisional_claims, quarantine_seconds }
+    IpamConfig { policy, provisional_claims, quarantine_seconds, sticky_seconds }
 }
 
 fn read_plugins(mut section: Section) -> PluginConfig {

@@ -31,6 +31,7 @@ pub fn configuration(host: &Host, setup: &NodeSetup, folder: &Path, compile: &Pa
         "node": {"name": host.name, "siteKind": setup.site_kind, "zone": setup.zone, "labels": {}},
         "state": folder.join("state"),
         "sockets": {"cni": folder.join("cni.sock"), "admin": folder.join("admin.sock")},
+        "runtime": {"results": folder.join("results")},
         "mesh": {
             "port": MESH_PORT,
             "preSharedKeys": [PRE_SHARED_KEY],

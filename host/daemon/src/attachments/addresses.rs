@@ -200,6 +200,23 @@ impl AttachmentsOwner {
         }
     }
 
+    /// Gives up addresses of sticky pods that did not come back in time.
+    pub(super) fn forget_sticky_addresses(&mut self) {
+        let limit_ms = self.parts.config.ipam.sticky_seconds.saturating_mul(1000);
+        for (pod, addresses) in self.leases.forget_reservations_before(now_ms().saturating_sub(limit_ms)) {
+            tracing::info!(pod, ?addresses, "the pod did not come back: its addresses are free for others");
+            for address in addresses {
+                let row = self.leases.row(address);
+                let recorded = row.map_or(Ok(()), |row| {
+                    self.parts.store.put(Kind::Released, &address.to_string(), &row, Durability::Process)
+                });
+                if let Err(error) = recorded {
+                    tracing::warn!(%address, %error, "an address could not be recorded as free; the next start does it");
+                }
+            }
+        }
+    }
+
     /// The blocks changed.
     pub(super) async fn set_blocks(&mut self, usable: Vec<IpNet>, all: Vec<IpNet>, pools: Vec<Pool>) {
         self.leases.set_blocks(usable);

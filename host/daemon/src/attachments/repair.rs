@@ -1,10 +1,11 @@
 //! The start: what the records say against what the kernel shows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use culvert_core::attachment::{Attachment, AttachmentKey, RepairAction, recover};
+use culvert_core::attachment::{Attachment, AttachmentKey};
 use culvert_core::lease::{LeaseRow, LeaseTable};
 use culvert_core::plan::{Plan, Step};
+use culvert_core::repair::{Evidence, Occasion, RepairAction, recover, suspects};
 
 use super::{AttachmentsOwner, Parts};
 use crate::store::{Kind, StoreError};
@@ -36,6 +37,7 @@ impl AttachmentsOwner {
             repaired: false,
             waiting: Vec::new(),
             departures: super::departure::Departures::default(),
+            suspects: std::collections::BTreeSet::new(),
         })
     }
 
@@ -49,27 +51,78 @@ impl AttachmentsOwner {
     }
 
     async fn repair(&mut self) {
-        let links: BTreeSet<String> = match self.parts.kernel.observe().await {
-            Ok(observed) => observed.links.into_iter().map(|link| link.name).collect(),
-            Err(error) => {
-                tracing::error!(%error, "cannot compare records with the kernel; nothing is repaired");
-                self.repaired = false;
-                return;
-            }
+        self.replay_tombstones().await;
+        let Some(evidence) = self.evidence().await else {
+            self.repaired = false;
+            return;
         };
-        for action in recover(self.attachments.values(), &links) {
+        for action in recover(self.attachments.values(), &evidence, Occasion::Start) {
             self.carry_out(action).await;
         }
+        self.suspects = suspects(self.attachments.values(), &evidence);
         self.count_addresses();
     }
 
+    /// Looks again while the daemon runs: what nobody deleted goes, what was damaged is repaired.
+    pub(super) async fn look_after(&mut self) {
+        if !self.repaired {
+            return;
+        }
+        self.replay_tombstones().await;
+        self.forget_sticky_addresses();
+        let Some(evidence) = self.evidence().await else { return };
+        let suspects_before = std::mem::take(&mut self.suspects);
+        for action in recover(self.attachments.values(), &evidence, Occasion::Look(&suspects_before)) {
+            self.carry_out(action).await;
+        }
+        self.suspects = suspects(self.attachments.values(), &evidence);
+        self.count_addresses();
+    }
+
+    /// What is there now; `None` when it cannot be seen, and then nothing is repaired.
+    async fn evidence(&mut self) -> Option<Evidence> {
+        let seen = match self.parts.kernel.observe().await {
+            Ok(observed) => self.parts.kernel.nat_elements().await.map(|elements| (observed, elements)),
+            Err(error) => Err(error),
+        };
+        let (observed, elements) = match seen {
+            Ok(seen) => seen,
+            Err(error) => {
+                tracing::error!(%error, "cannot compare records with the kernel; nothing is repaired");
+                return None;
+            }
+        };
+        let links = observed.links.into_iter().map(|link| link.name).collect();
+        let results = &self.parts.config.runtime_results;
+        if !results.is_dir() {
+            return Some(Evidence { links, elements, ..Evidence::default() });
+        }
+        let records = || self.attachments.values();
+        let remembered = records().filter(|record| results.join(result_file(&record.key)).exists());
+        let nameless = records().filter(|record| !std::path::Path::new(&record.netns).exists());
+        let keys = |record: &Attachment| record.key.clone();
+        Some(Evidence {
+            links,
+            elements,
+            remembered: remembered.map(keys).collect(),
+            nameless: nameless.map(keys).collect(),
+        })
+    }
+
     async fn carry_out(&mut self, action: RepairAction) {
-        tracing::warn!(?action, "repaired at start");
+        tracing::warn!(?action, "repaired");
         match action {
             RepairAction::TakeDown(key) | RepairAction::Forget(key) => {
                 self.parts.metrics.kernel.repaired("attachment");
                 if let Err(error) = self.take_down(&key).await {
                     tracing::error!(attachment = %key, %error, "an attachment could not be taken down");
+                }
+            }
+            RepairAction::Acknowledge(key) => self.acknowledge(&key),
+            RepairAction::SetElements(plan) => {
+                self.parts.metrics.kernel.repaired("nat");
+                if let Err(error) = self.parts.kernel.apply(&plan, None).await {
+                    tracing::error!(%error, "host ports and masquerade exemptions could not be set again; tried again");
                 }
             }
             RepairAction::Reshape(key) => {
@@ -85,6 +138,11 @@ impl AttachmentsOwner {
             }
         }
     }
+}
+
+/// The file in which the runtime's library keeps the result of an attachment. **Source** libcni, `cacheResult`.
+fn result_file(key: &AttachmentKey) -> String {
+    format!("{}-{}-{}", key.network, key.container_id, key.ifname)
 }
 
 /// The leases that follow from the attachments. Of two attachments with one address the record that is
