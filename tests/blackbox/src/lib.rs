@@ -1,7 +1,8 @@
-//! What the black-box suites share: the plugins and rates in force, and the way that packets take.
+//! What the black-box suites share: the plugins and rates in force, the way that packets take, and where they were lost.
 //!
 //! A suite sees only what an operator or a pod sees: the daemon's answers, its log and metrics, and packets.
 
+pub mod losses;
 pub mod plugins;
 pub mod rates;
 pub mod ways;

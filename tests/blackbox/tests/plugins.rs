@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's own functions fail it just as the test does")]
 
+use culvert_blackbox::losses::losses;
 use culvert_blackbox::plugins::{active, policy, wait_active, wait_refused};
 use culvert_blackbox::rates::rates_in_force;
 use culvert_blackbox::ways::{INTERVAL, Way, wait_way};
@@ -136,9 +137,9 @@ fn a_swapped_route_plugin_moves_the_traffic_and_loses_nothing() {
         Ok(active(sites.node(EDGE_1)?, "route")?["name"] == "route-sites")
     })
     .unwrap();
-    assert_eq!(pinging.finish().unwrap().lost, 0);
-    let report = fetching.finish().unwrap();
-    assert!(report.ok, "{report:?}");
+    let (pinged, fetched) = (pinging.finish().unwrap(), fetching.finish().unwrap());
+    assert_eq!(pinged.lost, 0, "{pinged:?}\n{}", losses(sites.nodes()));
+    assert!(fetched.ok, "{fetched:?}");
     wait_way(&from.vantage(), sites.node(EDGE_1).unwrap().namespace(), idle, Way::Kernel).unwrap();
 }
 

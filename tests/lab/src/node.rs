@@ -174,12 +174,18 @@ impl Node {
         serde_json::from_str(&printed).with_context(|| format!("`{label}` printed {printed:?}"))
     }
 
+    /// Everything that `culvertctl metrics` prints.
+    ///
+    /// **Errors** the daemon does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        command::finish(self.ctl_command(&["metrics"]), &format!("culvertctl metrics on {}", self.host.name))
+    }
+
     /// The sum of the samples of a metric whose line begins with `selector`, as in `culvert_mesh_events_total{event="x"`.
     ///
     /// **Errors** there is none, or the daemon does not answer.
     pub fn metric(&self, selector: &str) -> Result<f64> {
-        let text =
-            command::finish(self.ctl_command(&["metrics"]), &format!("culvertctl metrics on {}", self.host.name))?;
+        let text = self.metrics()?;
         let samples = text.lines().filter(|line| line.starts_with(selector));
         let values = samples.map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()));
         let values =

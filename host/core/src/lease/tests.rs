@@ -109,7 +109,9 @@ fn an_address_kept_for_a_pod_is_offered_to_it_at_once_and_to_nobody_else() {
 #[test]
 fn addresses_of_a_sticky_pod_are_given_up_when_it_stays_away_too_long() {
     let mut table = table(&["10.244.1.0/24", "fd10::/64"]);
-    for (pod, container, v4, v6) in [("shop/db-0", 1, "10.244.1.2", "fd10::2"), ("shop/db-1", 2, "10.244.1.3", "fd10::3")] {
+    for (pod, container, v4, v6) in
+        [("shop/db-0", 1, "10.244.1.2", "fd10::2"), ("shop/db-1", 2, "10.244.1.3", "fd10::3")]
+    {
         table.take(ip(v4), &key(container), Some(pod)).unwrap();
         table.take(ip(v6), &key(container), Some(pod)).unwrap();
     }
