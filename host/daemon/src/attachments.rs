@@ -9,6 +9,7 @@
 
 mod addresses;
 mod chained;
+mod check;
 mod departure;
 mod error;
 mod repair;
@@ -26,6 +27,7 @@ use culvert_cni::route::RouteWish;
 use culvert_core::address::Family;
 use culvert_core::allocation::AddressWish;
 use culvert_core::attachment::{Attachment, AttachmentKey};
+use culvert_core::attachment_check::PreviousResult;
 use culvert_core::bandwidth::Limits;
 use culvert_core::claim::Pool;
 use culvert_core::host_port::HostPort;
@@ -106,10 +108,8 @@ pub struct CheckRequest {
     pub key: AttachmentKey,
     /// The pod's namespace, as the shim passed it.
     pub namespace: Option<PodNamespace>,
-    /// The addresses of the previous result.
-    pub addresses: Vec<IpNet>,
-    /// The pod end's hardware address in the previous result.
-    pub mac: Option<String>,
+    /// What the runtime got from the ADD.
+    pub previous: PreviousResult,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, AttachmentError>>;

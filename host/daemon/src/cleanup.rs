@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use culvert_kernel::Kernel;
 
 use crate::admin::AdminSocket;
-use crate::cluster_owner::node_spec;
+use crate::node_spec::node_spec;
 use crate::config::Config;
 
 /// Removes interfaces, routes, rules and firewall chains; touches nothing else.

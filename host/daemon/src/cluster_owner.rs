@@ -46,7 +46,6 @@ use crate::view;
 
 pub use cover::CoverError;
 pub use records::{StartError, known_relay};
-pub use routing::node_spec;
 
 /// Changes within this time make one plan; the first waits this long at most.
 const PLAN_DEBOUNCE: Duration = Duration::from_millis(50);

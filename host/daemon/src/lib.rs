@@ -10,6 +10,7 @@ pub mod ctl;
 pub mod inspect;
 pub mod keeper_link;
 pub mod metrics;
+pub mod node_spec;
 pub mod policies;
 pub mod printable;
 pub mod run;

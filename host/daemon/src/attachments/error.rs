@@ -85,13 +85,11 @@ pub enum AttachmentError {
         key: AttachmentKey,
     },
     /// CHECK: something is not as it was made.
-    #[error("{what} of container {} is not as it was made: {found}", key.container_id)]
+    #[error("container {} is not as it was made: {found}", key.container_id)]
     Differs {
         /// The attachment.
         key: AttachmentKey,
-        /// What differs.
-        what: &'static str,
-        /// How.
+        /// All that differs.
         found: String,
     },
     /// The daemon ends.

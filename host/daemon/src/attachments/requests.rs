@@ -1,4 +1,4 @@
-//! ADD, CHECK and GC.
+//! ADD and GC.
 
 use culvert_cni::result::RouteConfig;
 use culvert_core::address::gateway;
@@ -34,8 +34,7 @@ impl AttachmentsOwner {
         let bridge_index = self.bridge.ok_or(AttachmentError::NoBridge)?;
         let taker = Taker { key: &request.key, pod: &request.pod, wish: &request.wish, sticky: request.sticky };
         let addresses = self.take_addresses(&taker).await?;
-        let gateways = BridgeGateways::of_blocks(&addresses.iter().map(IpNet::trunc).collect::<Vec<_>>());
-        let network = PodNetwork { bridge_index, gateways };
+        let network = self.network_of(bridge_index, &addresses);
         let (attachment, namespace) = self.intend(request, addresses, &network);
         let made = self.make(attachment.clone(), &network, &namespace).await;
         if made.is_err() {
@@ -45,7 +44,7 @@ impl AttachmentsOwner {
     }
 
     /// The record of a pod that is about to be attached.
-    fn intend(&self, request: AddRequest, addresses: Vec<IpNet>, network: &PodNetwork) -> (Attachment, PodNamespace) {
+    fn intend(&mut self, request: AddRequest, addresses: Vec<IpNet>, network: &PodNetwork) -> (Attachment, PodNamespace) {
         let shaping = self.shape_new(&request.pod, &request.requested);
         let gateways: Vec<IpAddr> = addresses.iter().filter_map(|address| network.gateway_of(address)).collect();
         let attachment = Attachment {
@@ -134,39 +133,6 @@ impl AttachmentsOwner {
         let key = attachment.key.to_string();
         self.parts.store.put(Kind::Attachment, &key, attachment, Durability::Process)?;
         self.attachments.insert(attachment.key.clone(), attachment.clone());
-        Ok(())
-    }
-
-    /// Compares an attachment with what the kernel holds; changes nothing.
-    pub(super) async fn check(&mut self, request: &CheckRequest) -> Result<(), AttachmentError> {
-        let key = &request.key;
-        let attachment =
-            self.attachments.get(key).ok_or_else(|| AttachmentError::Unknown { key: key.clone() })?.clone();
-        let differs = |what, found: String| Err(AttachmentError::Differs { key: key.clone(), what, found });
-        if let Some(address) = request.addresses.iter().find(|address| !attachment.addresses.contains(address)) {
-            return differs("an address", format!("{address} is not among {:?}", attachment.addresses));
-        }
-        let observed = self.parts.kernel.observe().await?;
-        let link = |name: &str| observed.links.iter().find(|link| link.name == name);
-        let Some(host_end) = link(&attachment.host_name) else {
-            return differs("the host end", format!("{} is gone", attachment.host_name));
-        };
-        if !host_end.up {
-            return differs("the host end", format!("{} is down", attachment.host_name));
-        }
-        if host_end.master != self.bridge {
-            return differs("the host end", format!("{} is not on the bridge", attachment.host_name));
-        }
-        if let Some(ifb) = attachment.ifb_name.as_deref().filter(|ifb| link(ifb).is_none()) {
-            return differs("the egress limit", format!("{ifb} is gone"));
-        }
-        for address in &attachment.addresses {
-            let gateway = gateway(&address.trunc());
-            let bridge = observed.links.iter().find(|link| Some(link.index) == self.bridge);
-            if bridge.is_none_or(|bridge| !bridge.addresses.iter().any(|held| held.addr() == gateway)) {
-                return differs("the gateway", format!("{gateway} is not on the bridge"));
-            }
-        }
         Ok(())
     }
 }

@@ -126,7 +126,7 @@ impl ClusterOwner {
         }
     }
 
-    fn decide_own(&mut self, block: IpNet, standing: Standing) {
+    pub(super) fn decide_own(&mut self, block: IpNet, standing: Standing) {
         let request =
             ClaimRequest { block, holder: self.parts.config.node.name.clone(), peer: self.own.clone(), standing };
         match self.ledger.decide(&request) {
@@ -139,7 +139,7 @@ impl ClusterOwner {
     }
 
     /// The keeper said that somebody else holds a block; its own statement brings the exact number later.
-    fn note_foreign(&mut self, claim: &Claim) {
+    pub(super) fn note_foreign(&mut self, claim: &Claim) {
         for event in self.ledger.learn(claim) {
             tracing::info!(?event, "claim learnt from the keeper");
         }

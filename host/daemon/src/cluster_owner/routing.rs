@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use std::collections::BTreeMap;
 
 use super::{ClusterOwner, Done};
+use crate::node_spec::node_spec;
 
 /// What a planning job brought back.
 pub(crate) struct Planned {
@@ -222,26 +223,6 @@ impl ClusterOwner {
                 tracing::error!(%error, "the node's interfaces could not be set up; tried again on the next change")
             }
         }
-    }
-}
-
-/// What the kernel should look like on this node.
-#[must_use]
-pub fn node_spec(
-    config: &crate::config::Config,
-    blocks: impl Iterator<Item = IpNet>,
-    cluster_prefixes: &[IpNet],
-) -> NodeSpec {
-    let gateway = |block: IpNet| IpNet::new(culvert_core::address::gateway(&block), block.prefix_len()).ok();
-    let network = &config.network;
-    NodeSpec {
-        bridge: network.bridge.clone(),
-        tun: network.tun.clone(),
-        bridge_mtu_bytes: network.mtu_bytes,
-        tun_mtu_bytes: network.tunnel_mtu_bytes,
-        gateways: blocks.filter_map(gateway).collect(),
-        cluster_prefixes: cluster_prefixes.to_vec(),
-        masquerade: network.masquerade,
     }
 }
 

@@ -7,6 +7,7 @@ use culvert_cni::code::Code;
 use culvert_cni::error::CniError;
 use culvert_cni::frame;
 use culvert_cni::ipam::RangeSet;
+use culvert_cni::mac::MacAddress;
 use culvert_cni::netconf::AttachmentName;
 use culvert_cni::request::Request;
 use culvert_cni::result::{AddResult, IpConfig};
@@ -14,6 +15,7 @@ use culvert_cni::runtime_config::{Bandwidth, PortMapping, Protocol, RateLimit};
 use culvert_core::address::AddressRange;
 use culvert_core::allocation::AddressWish;
 use culvert_core::attachment::AttachmentKey;
+use culvert_core::attachment_check::PreviousResult;
 use culvert_core::bandwidth::{Limits, Rate};
 use culvert_core::host_port::{HostPort, Transport};
 use culvert_core::policy::PodView;
@@ -72,7 +74,7 @@ pub(super) fn add_request(
         namespace,
         sticky: runtime.pod_annotations.get(STICKY).is_some_and(|value| value == "true"),
         wish,
-        mac: request.mac.map(culvert_cni::mac::MacAddress::octets),
+        mac: request.mac.map(MacAddress::octets),
         requested: Limits { ingress: ingress.and_then(rate), egress: egress.and_then(rate) },
         host_ports: runtime.port_mappings.iter().map(host_port).collect(),
         mtu_bytes: mtu_bytes.map(u32::from),
@@ -96,12 +98,15 @@ pub(super) fn add_request(
 pub(super) fn check_request(request: &Request, descriptors: Vec<OwnedFd>) -> Result<CheckRequest, CniError> {
     let previous = request.config.previous.as_ref();
     let previous = previous.ok_or_else(|| CniError::new(Code::InvalidConfig, "CHECK needs prevResult"))?;
-    let mac = interface_of(previous, request).map(|(_, interface)| interface.mac.clone());
+    let mac = interface_of(previous, request).and_then(|(_, interface)| interface.mac.parse::<MacAddress>().ok());
     Ok(CheckRequest {
         key: key_of(request),
         namespace: pod_namespace(descriptors)?,
-        addresses: addresses_of(previous, request),
-        mac: mac.filter(|mac| !mac.is_empty()),
+        previous: PreviousResult {
+            addresses: addresses_of(previous, request),
+            mac: mac.map(MacAddress::octets),
+            interfaces: previous.interfaces.iter().map(|interface| interface.name.clone()).collect(),
+        },
     })
 }
 
