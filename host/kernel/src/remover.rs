@@ -71,7 +71,7 @@ impl LinkRemover {
         let jobs = Arc::new(Mutex::new(jobs));
         for number in 0..WORKERS {
             let worker = Worker {
-                channel: Channel::open().map_err(KernelError::Open)?,
+                channel: Channel::open(NETLINK_ROUTE).map_err(KernelError::Open)?,
                 probe: crate::index_probe().map_err(KernelError::Open)?,
                 under_way: Arc::clone(&under_way),
             };

@@ -81,7 +81,7 @@ impl Namespace {
         self.inside(|| std::fs::write(format!("/proc/sys/net/{path}"), value).unwrap());
     }
 
-    /// Links, addresses, routes, rules, queueing disciplines and firewall, without counters and dates.
+    /// Links, addresses, routes, rules, queueing disciplines, firewall and our NAT tables, without counters and dates.
     pub fn snapshot(&self) -> String {
         let mut text = String::new();
         for command in [
@@ -107,7 +107,13 @@ impl Namespace {
             }
             text += &format!("== {command}\n{}\n", lines.join("\n"));
         }
-        text
+        text + &self.nat_tables()
+    }
+
+    /// Our nft tables, or nothing.
+    pub fn nat_tables(&self) -> String {
+        let list = |family| self.attempt(&format!("nft list table {family} culvert")).stdout;
+        String::from_utf8(["ip", "ip6"].map(list).concat()).unwrap()
     }
 }
 
