@@ -6,6 +6,7 @@
 
 mod attachment;
 mod firewall;
+mod inspect;
 mod namespace;
 mod node;
 mod packet;
