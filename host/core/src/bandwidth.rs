@@ -52,7 +52,7 @@ pub const UNCHOSEN_BURST_BYTES: u32 = u32::MAX / 8;
 const DEFAULT_BURST_DIVISOR: u64 = 10;
 
 /// A link header in front of the MTU: Ethernet with one VLAN tag, which tbf counts. **Units** bytes.
-const LINK_HEADER_BYTES: u32 = 18;
+pub(crate) const LINK_HEADER_BYTES: u32 = 18;
 
 /// What a node lets a bandwidth policy set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

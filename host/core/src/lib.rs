@@ -9,11 +9,13 @@
 //! reach ──────┘                                        └────────> tunnel_table ────────> mesh
 //! attachment + lease + bandwidth <─ [ipam, bandwidth plugins] ──> attachment_plan ─> plan ─> kernel
 //! attachment + host_port + nat ────────────────────────────────────────┘
+//! attachment + what the kernel shows ──> attachment_check ─> what a CHECK finds
 //! ```
 
 pub mod address;
 pub mod allocation;
 pub mod attachment;
+pub mod attachment_check;
 pub mod attachment_plan;
 pub mod bandwidth;
 pub mod claim;

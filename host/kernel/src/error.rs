@@ -44,6 +44,9 @@ pub enum KernelError {
         /// The name.
         name: String,
     },
+    /// What was passed for a pod's namespace is of no use.
+    #[error("the socket that was passed for the pod's network namespace cannot be used: ask again")]
+    PodSocket(#[source] io::Error),
     /// Not a possible link name.
     #[error("{name:?} cannot name a link: use 1 to 15 bytes without '/', ':', '*', '\"', '\\' or white space")]
     BadName {

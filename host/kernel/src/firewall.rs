@@ -73,6 +73,19 @@ impl Wanted {
         Ok(())
     }
 
+    /// Whether everything is as [`Wanted::ensure`] leaves it. Changes nothing.
+    pub(crate) fn stands(&self) -> Result<bool, FirewallError> {
+        for (v6, chains) in &self.families {
+            let program = Program::find(*v6)?;
+            for chain in chains {
+                if !program.stands(chain)? {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// Remove our chains and the jumps to them.
     pub(crate) fn remove(&self) -> Result<(), FirewallError> {
         let mut result = Ok(());
@@ -120,11 +133,24 @@ impl Program {
                 self.run(chain, "delete an old rule", |tables| tables.delete(chain.table, chain.name, &number))?;
             }
         }
-        let jump = format!("-j {}", chain.name);
-        if !self.ask(chain, "look for the jump", |tables| tables.exists(chain.table, chain.hook, &jump))? {
+        if !self.has_jump(chain)? {
+            let jump = jump_to(chain);
             self.run(chain, "jump to it", |tables| tables.insert(chain.table, chain.hook, &jump, 1))?;
         }
         Ok(())
+    }
+
+    /// Whether a chain is as it should be: not there at all when it has no rules.
+    fn stands(&self, chain: &Chain) -> Result<bool, FirewallError> {
+        match self.rules_in(chain)? {
+            None => Ok(chain.rules.is_empty()),
+            Some(present) => Ok(!chain.rules.is_empty() && self.is_right(chain, &present)? && self.has_jump(chain)?),
+        }
+    }
+
+    fn has_jump(&self, chain: &Chain) -> Result<bool, FirewallError> {
+        let jump = jump_to(chain);
+        self.ask(chain, "look for the jump", |tables| tables.exists(chain.table, chain.hook, &jump))
     }
 
     /// Whether the chain holds what it should. The program prints rules in its own way, so each wanted one is
@@ -143,9 +169,9 @@ impl Program {
 
     /// Jump first, then content, then chain.
     fn remove(&self, chain: &Chain) -> Result<(), FirewallError> {
-        let jump = format!("-j {}", chain.name);
+        let jump = jump_to(chain);
         for _ in 0..DELETIONS_MAX {
-            if !self.ask(chain, "look for the jump", |tables| tables.exists(chain.table, chain.hook, &jump))? {
+            if !self.has_jump(chain)? {
                 break;
             }
             self.run(chain, "remove the jump", |tables| tables.delete(chain.table, chain.hook, &jump))?;
@@ -199,6 +225,11 @@ impl Program {
             reason: error.to_string().trim().to_owned(),
         })
     }
+}
+
+/// The rule that leads to a chain.
+fn jump_to(chain: &Chain) -> String {
+    format!("-j {}", chain.name)
 }
 
 /// What the library returns.

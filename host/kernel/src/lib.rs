@@ -9,6 +9,7 @@
 //! kernel   ─> Kernel::observe ────> links, our routes, the underlay            (observe)
 //! kernel   ─> Kernel::nat_elements > host ports, exempt addresses              (nat_table)
 //! kernel   ─> watch ──────────────> something changed, look again              (watch)
+//! kernel   ─> Kernel::inspect ────> one attachment as it is, for a CHECK        (inspect)
 //! ```
 //!
 //! Everything of ours can be told apart from everything else: links are in group [`LINK_GROUP`], routes
@@ -19,6 +20,7 @@ mod apply;
 mod batch;
 mod error;
 mod firewall;
+mod inspect;
 mod message;
 mod nat_table;
 mod neighbour;
@@ -35,6 +37,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use culvert_core::attachment::Attachment;
+use culvert_core::attachment_check::AttachmentLinks;
 use culvert_core::nat::NatElements;
 use culvert_core::plan::Plan;
 use netlink_sys::Socket;
@@ -186,6 +190,29 @@ impl Kernel {
     /// **Errors** [`KernelError`] when the kernel cannot be asked.
     pub async fn neighbour_state(&mut self, address: std::net::IpAddr) -> Result<Neighbour, KernelError> {
         neighbour::state(&mut self.rtnl, address).await
+    }
+
+    /// What is there of one attachment, inside its pod too when its namespace is passed. Changes nothing; what is
+    /// missing is told, not refused.
+    ///
+    /// **Errors** [`KernelError`] when the kernel cannot be asked, or what was passed is no socket of a pod.
+    pub async fn inspect(
+        &mut self,
+        attachment: &Attachment,
+        pod: Option<&PodNamespace>,
+    ) -> Result<AttachmentLinks, KernelError> {
+        inspect::inspect(self, attachment, pod).await
+    }
+
+    /// Whether the static rules of the node are as [`Kernel::ensure_node`] leaves them. Changes nothing.
+    ///
+    /// It asks the programs of iptables some dozens of questions, one process each: not while a pod waits for its network.
+    ///
+    /// **Errors** [`KernelError`] when they cannot be asked.
+    pub async fn firewall_stands(&mut self, spec: &NodeSpec) -> Result<bool, KernelError> {
+        node::check_names(spec)?;
+        let firewall = firewall::Wanted::new(spec, sysctl::has_ipv6());
+        Ok(tokio::task::spawn_blocking(move || firewall.stands()).await??)
     }
 
     /// An interface index that no link of this namespace uses, and that no earlier call returned.

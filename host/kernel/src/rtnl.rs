@@ -13,6 +13,7 @@ use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
+use netlink_packet_route::tc::TcMessage;
 use rtnetlink::{Handle, IpVersion};
 use tokio::task::JoinHandle;
 
@@ -92,6 +93,19 @@ impl Rtnl {
     /// The whole neighbour table.
     pub(crate) async fn neighbours(&mut self) -> Result<Vec<NeighbourMessage>, KernelError> {
         self.handle.neighbours().get().execute().try_collect().await.map_err(|error| failed("list neighbours", error))
+    }
+
+    /// All queueing disciplines of the namespace.
+    pub(crate) async fn disciplines(&mut self) -> Result<Vec<TcMessage>, KernelError> {
+        let answer = self.handle.qdisc().get().execute().try_collect().await;
+        answer.map_err(|error| failed("list queueing disciplines", error))
+    }
+
+    /// The filters that see what comes in by a link.
+    pub(crate) async fn ingress_filters(&mut self, index: u32) -> Result<Vec<TcMessage>, KernelError> {
+        let mut link = self.handle.traffic_filter(i32::try_from(index).unwrap_or(i32::MAX));
+        let answer = link.get().ingress().execute().try_collect().await;
+        answer.map_err(|error| failed("list filters", error))
     }
 
     /// Ask for one change and wait for its acknowledgement.

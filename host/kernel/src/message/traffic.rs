@@ -35,7 +35,7 @@ const QUEUE_FRAMES_MIN: u64 = 8;
 /// **Units** bytes. An Ethernet header with a VLAN tag: what a frame has beyond the MTU.
 const FRAME_HEADER_BYTES: u32 = 18;
 /// **Units** nanoseconds. The clock tick in which the kernel takes times of queueing disciplines.
-const TICK_NANOSECONDS: u64 = 64;
+pub(crate) const TICK_NANOSECONDS: u64 = 64;
 /// **Units** bytes/s. A terabit per second: more than any veth carries.
 const OPEN_BYTES_PER_SECOND: u64 = 125_000_000_000;
 /// **Units** bytes. Many times the largest segment train, so that none is cut up.
@@ -44,8 +44,8 @@ const OPEN_BURST_BYTES: u32 = 16 << 20;
 const LINK_LAYER_ETHERNET: u8 = 1;
 
 // Attribute numbers of `TCA_TBF_*`.
-const TBF_PARAMETERS: u16 = 1;
-const TBF_RATE_64: u16 = 4;
+pub(crate) const TBF_PARAMETERS: u16 = 1;
+pub(crate) const TBF_RATE_64: u16 = 4;
 const TBF_BURST: u16 = 6;
 
 /// What a token bucket is made of, computed from a rate.
@@ -121,7 +121,7 @@ pub(crate) fn remove_redirect(index: u32) -> Request {
 }
 
 /// Priority and protocol, as `tcm_info` holds them.
-fn filter_place() -> u32 {
+pub(crate) fn filter_place() -> u32 {
     u32::from(FILTER_PRIORITY) << 16 | u32::from(EVERY_PROTOCOL.to_be())
 }
 

@@ -7,6 +7,7 @@
 mod attachment;
 mod firewall;
 mod host_ports;
+mod inspect;
 mod namespace;
 mod nat_table;
 mod node;
