@@ -5,6 +5,8 @@
 //!                                            └> one view ─> text     (one file a command)
 //! ```
 //!
+//! `migrate` works on files alone and asks nobody.
+//!
 //! Text is made without colours by pure functions; [`paint`] adds them where a terminal wants them.
 //! The exit code tells a script how it went; see [`Exit`].
 
@@ -14,6 +16,7 @@ mod end_to_end;
 mod explain;
 mod ipam;
 mod layout;
+mod migrate;
 mod paint;
 mod peers;
 mod plugins;
@@ -34,6 +37,7 @@ use serde_json::Value;
 use crate::printable::{printable, printable_json};
 use crate::view::{self, SCHEMA};
 use client::{Ask, ClientError};
+use migrate::MigrateError;
 
 /// Shows what the Culvert daemon of this node does, and why.
 #[derive(Clone, Debug, Parser)]
@@ -89,10 +93,29 @@ pub enum Command {
         /// The node name.
         name: String,
     },
+    /// Turn the configuration of another tool into Culvert's. Needs no daemon.
+    Migrate {
+        /// Which configuration.
+        #[command(subcommand)]
+        what: Migrate,
+    },
     /// Print completions for a shell.
     Completions {
         /// The shell.
         shell: Shell,
+    },
+}
+
+/// Which configuration is migrated.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Migrate {
+    /// Put the one plugin culvert in place of bridge, host-local, portmap and bandwidth; other plugins stay.
+    Conflist {
+        /// The conflist, as in /etc/cni/net.d.
+        file: PathBuf,
+        /// Write it back, and keep what it was beside it; else it is printed.
+        #[arg(long)]
+        in_place: bool,
     },
 }
 
@@ -142,6 +165,8 @@ enum CtlError {
     Schema { daemon: u32 },
     #[error("metrics are OpenMetrics text and have no JSON form; leave --output json away")]
     NoJson,
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
     #[error("cannot write the answer: {0}")]
     Write(#[from] io::Error),
 }
@@ -150,7 +175,9 @@ impl CtlError {
     fn exit(&self) -> Exit {
         match self {
             Self::Client(error) => error.exit(),
-            Self::Refused(_) | Self::Nonsense { .. } | Self::Schema { .. } | Self::Write(_) => Exit::Failed,
+            Self::Refused(_) | Self::Nonsense { .. } | Self::Schema { .. } | Self::Migrate(_) | Self::Write(_) => {
+                Exit::Failed
+            }
             Self::NoJson => Exit::Usage,
         }
     }
@@ -169,10 +196,11 @@ pub struct Terminal<'a> {
 /// Runs one command.
 pub async fn run(arguments: &Arguments, terminal: Terminal<'_>) -> Exit {
     let Terminal { out, err, colour } = terminal;
-    match answer(arguments, colour).await.and_then(|(text, exit)| {
-        out.write_all(text.as_bytes())?;
+    match answer(arguments, colour).await.and_then(|printed| {
+        out.write_all(printed.text.as_bytes())?;
         out.flush()?;
-        Ok(exit)
+        err.write_all(printed.aside.as_bytes())?;
+        Ok(printed.exit)
     }) {
         Ok(exit) => exit,
         // Whoever reads has read enough (`culvertctl peers | head`).
@@ -186,20 +214,38 @@ pub async fn run(arguments: &Arguments, terminal: Terminal<'_>) -> Exit {
 }
 
 /// What to print, and the exit code that goes with it.
-async fn answer(arguments: &Arguments, colour: bool) -> Result<(String, Exit), CtlError> {
-    let show = Show { socket: &arguments.socket, output: arguments.output, colour };
-    let plainly = |text: String| (text, Exit::Ok);
-    match &arguments.command {
-        Command::Status => show.status().await,
-        Command::Peers => show.view(Ask::get("/v1/peers"), peers::text).await.map(plainly),
-        Command::Routes => show.view(Ask::get("/v1/routes"), routes::text).await.map(plainly),
-        Command::Ipam => show.view(Ask::get("/v1/ipam"), ipam::text).await.map(plainly),
-        Command::Plugins => show.view(Ask::get("/v1/plugins"), plugins::text).await.map(plainly),
-        Command::Explain { from, to } => show.view(Ask::explain(from, to), explain::text).await.map(plainly),
-        Command::ReleaseName { name } => show.view(Ask::release_name(name), release_name::text).await.map(plainly),
-        Command::Metrics => show.metrics().await.map(plainly),
-        Command::Completions { shell } => Ok(plainly(completions(*shell))),
+#[derive(Debug)]
+struct Printed {
+    /// The answer.
+    text: String,
+    /// What is said beside it, to people.
+    aside: String,
+    exit: Exit,
+}
+
+impl Printed {
+    fn plainly(text: String) -> Self {
+        Self { text, aside: String::new(), exit: Exit::Ok }
     }
+}
+
+async fn answer(arguments: &Arguments, colour: bool) -> Result<Printed, CtlError> {
+    let show = Show { socket: &arguments.socket, output: arguments.output, colour };
+    let text = match &arguments.command {
+        Command::Status => return show.status().await,
+        Command::Migrate { what: Migrate::Conflist { file, in_place } } => {
+            return Ok(migrate::migrate(file, *in_place, arguments.output)?);
+        }
+        Command::Peers => show.view(Ask::get("/v1/peers"), peers::text).await,
+        Command::Routes => show.view(Ask::get("/v1/routes"), routes::text).await,
+        Command::Ipam => show.view(Ask::get("/v1/ipam"), ipam::text).await,
+        Command::Plugins => show.view(Ask::get("/v1/plugins"), plugins::text).await,
+        Command::Explain { from, to } => show.view(Ask::explain(from, to), explain::text).await,
+        Command::ReleaseName { name } => show.view(Ask::release_name(name), release_name::text).await,
+        Command::Metrics => show.metrics().await,
+        Command::Completions { shell } => Ok(completions(*shell)),
+    };
+    text.map(Printed::plainly)
 }
 
 fn completions(shell: Shell) -> String {
@@ -235,11 +281,11 @@ impl Show<'_> {
         self.print(&body, text)
     }
 
-    async fn status(self) -> Result<(String, Exit), CtlError> {
+    async fn status(self) -> Result<Printed, CtlError> {
         let body = self.fetch(Ask::get("/v1/status")).await?;
         let health: Health = self.read(&body)?;
         let exit = if health.ready && health.problems.is_empty() { Exit::Ok } else { Exit::Degraded };
-        Ok((self.print(&body, status::text)?, exit))
+        Ok(Printed { exit, ..Printed::plainly(self.print(&body, status::text)?) })
     }
 
     async fn metrics(self) -> Result<String, CtlError> {
