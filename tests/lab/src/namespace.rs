@@ -113,12 +113,17 @@ pub fn list(prefix: &str) -> Result<Vec<String>> {
     Ok(names.filter(|name| name.starts_with(prefix)).map(str::to_owned).collect())
 }
 
-/// Ends every process inside a namespace and removes it.
+/// Ends every process inside a namespace and removes it. One that is gone already, as when a signal made another thread
+/// remove it meanwhile, is what was asked for.
 ///
-/// **Errors** a process does not end, or the namespace is not there.
+/// **Errors** a process does not end, or the namespace stays.
 pub fn remove(name: &str) -> Result<()> {
+    let place = Place { name: name.to_owned() };
     wait::until(&format!("the processes in {name} to end"), END_BOUND, || {
-        let left = processes(name)?;
+        let left = match processes(name) {
+            Err(_) if !place.path().exists() => return Ok(()),
+            listed => listed?,
+        };
         if left.is_empty() {
             return Ok(());
         }
@@ -128,7 +133,10 @@ pub fn remove(name: &str) -> Result<()> {
         }
         bail!("{} still there", left.len())
     })?;
-    command::run(&format!("ip netns delete {name}")).map(drop)
+    match command::run(&format!("ip netns delete {name}")) {
+        Err(_) if !place.path().exists() => Ok(()),
+        deleted => deleted.map(drop),
+    }
 }
 
 /// The processes that live in a namespace. Processes that ended but were not waited for have none.

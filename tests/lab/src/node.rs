@@ -271,10 +271,16 @@ impl Node {
         Ok(std::fs::read_dir(self.process_path("fd")?)?.count() as u64)
     }
 
+    /// The daemon's process id.
+    ///
+    /// **Errors** it was not started.
+    pub fn process_id(&self) -> Result<u32> {
+        Ok(self.daemon.as_ref().with_context(|| format!("no daemon on {}", self.host.name))?.id())
+    }
+
     /// A file of the daemon's process.
     fn process_path(&self, file: &str) -> Result<PathBuf> {
-        let daemon = self.daemon.as_ref().with_context(|| format!("no daemon on {}", self.host.name))?;
-        Ok(PathBuf::from(format!("/proc/{}/{file}", daemon.id())))
+        Ok(PathBuf::from(format!("/proc/{}/{file}", self.process_id()?)))
     }
 
     /// Its name.

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures, as a table or as JSON. Nothing is asserted here; a figure that cannot be had is an error.
 
+mod cni;
 mod memory;
 mod soak;
 mod start;
@@ -15,6 +16,8 @@ use serde::Serialize;
 
 use crate::{build, demo, prerequisites, screen};
 
+pub(crate) use self::cni::CniOptions;
+
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
@@ -28,19 +31,35 @@ pub(crate) enum Bench {
     Start,
     /// A million packets through the tunnel: descriptors and memory over time.
     Soak,
+    /// ADD and DEL beside Debian's reference plugins and beside the least the kernel can be asked to do.
+    Cni,
 }
 
 impl Bench {
-    const ALL: [Self; 5] = [Self::Demo, Self::Swap, Self::Memory, Self::Start, Self::Soak];
+    const ALL: [Self; 6] = [Self::Demo, Self::Swap, Self::Memory, Self::Start, Self::Soak, Self::Cni];
 
-    fn run(self) -> Result<Vec<Figure>> {
+    fn run(self, cni: CniOptions) -> Result<Measured> {
         match self {
-            Self::Demo => demo_time(),
-            Self::Swap => swap::measure(),
-            Self::Memory => memory::measure(),
-            Self::Start => start::measure(),
-            Self::Soak => soak::measure(),
+            Self::Demo => demo_time().map(Measured::of),
+            Self::Swap => swap::measure().map(Measured::of),
+            Self::Memory => memory::measure().map(Measured::of),
+            Self::Start => start::measure().map(Measured::of),
+            Self::Soak => soak::measure().map(Measured::of),
+            Self::Cni => cni::measure(cni),
         }
+    }
+}
+
+/// What a bench found, in both forms.
+struct Measured {
+    text: String,
+    figures: Vec<Figure>,
+}
+
+impl Measured {
+    /// Figures that are shown as a table of one line each.
+    fn of(figures: Vec<Figure>) -> Self {
+        Self { text: table(&figures), figures }
     }
 }
 
@@ -87,16 +106,19 @@ impl Figure {
 ///
 /// # Errors
 /// Something cannot be measured.
-pub(crate) fn run(only: Option<Bench>, output: Output) -> Result<()> {
+pub(crate) fn run(only: Option<Bench>, output: Output, cni: CniOptions) -> Result<()> {
     prerequisites::ensure()?;
     build::everything()?;
-    let mut figures = Vec::new();
+    let mut all = Vec::new();
     for bench in Bench::ALL.into_iter().filter(|bench| only.is_none_or(|only| only == *bench)) {
-        figures.extend(bench.run()?);
+        all.push(bench.run(cni)?);
     }
     match output {
-        Output::Table => screen::line(&table(&figures)),
-        Output::Json => screen::line(&serde_json::to_string_pretty(&figures)?),
+        Output::Table => all.iter().for_each(|measured| screen::line(&measured.text)),
+        Output::Json => {
+            let figures: Vec<&Figure> = all.iter().flat_map(|measured| &measured.figures).collect();
+            screen::line(&serde_json::to_string_pretty(&figures)?);
+        }
     }
     Ok(())
 }

@@ -49,6 +49,8 @@ enum Task {
         /// How they are printed.
         #[arg(long, default_value = "table")]
         output: bench::Output,
+        #[command(flatten)]
+        cni: bench::CniOptions,
     },
     /// Builds a plugin crate to a component.
     Component {
@@ -86,8 +88,8 @@ fn run(task: Task) -> Result<bool> {
         }
         Task::Demo { keep, .. } => demo::run(keep)?,
         Task::Test { tier } => test::run(tier)?,
-        Task::Bench { name, output } => {
-            bench::run(name, output)?;
+        Task::Bench { name, output, cni } => {
+            bench::run(name, output, cni)?;
             true
         }
         Task::Component { package, out } => {
