@@ -4,8 +4,8 @@ use anyhow::{Context, bail};
 use culvert_kernel::Kernel;
 
 use crate::admin::AdminSocket;
-use crate::node_spec::node_spec;
 use crate::config::Config;
+use crate::node_spec::node_spec;
 
 /// Removes interfaces, routes, rules and firewall chains; touches nothing else.
 ///

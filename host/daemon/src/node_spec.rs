@@ -7,11 +7,7 @@ use crate::config::Config;
 
 /// What the kernel should look like on this node.
 #[must_use]
-pub fn node_spec(
-    config: &Config,
-    blocks: impl Iterator<Item = IpNet>,
-    cluster_prefixes: &[IpNet],
-) -> NodeSpec {
+pub fn node_spec(config: &Config, blocks: impl Iterator<Item = IpNet>, cluster_prefixes: &[IpNet]) -> NodeSpec {
     let gateway = |block: IpNet| IpNet::new(culvert_core::address::gateway(&block), block.prefix_len()).ok();
     let network = &config.network;
     NodeSpec {

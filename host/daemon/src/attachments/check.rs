@@ -21,8 +21,7 @@ impl AttachmentsOwner {
         let network = self.network_of(self.bridge.unwrap_or_default(), &attachment.addresses);
         let ports = PortTable::of(self.attachments.values());
         let expected = Expected { network: &network, ports: &ports, previous: Some(&request.previous) };
-        let found: Vec<String> =
-            findings(&attachment, &facts, &expected).iter().map(ToString::to_string).collect();
+        let found: Vec<String> = findings(&attachment, &facts, &expected).iter().map(ToString::to_string).collect();
         if found.is_empty() {
             return Ok(());
         }

@@ -1,18 +1,16 @@
 //! ADD and GC.
 
 use culvert_cni::result::RouteConfig;
-use culvert_core::address::gateway;
 use culvert_core::attachment::{AddDecision, Attachment, AttachmentKey, AttachmentState, next_serial, on_add};
 use culvert_core::attachment_plan::{PodNetwork, plan_add};
 use culvert_core::host_port::{self, PortTable};
 use culvert_core::plan::PodRoute;
-use culvert_core::route_plan::BridgeGateways;
 use culvert_kernel::PodNamespace;
 use ipnet::IpNet;
 use std::net::IpAddr;
 
 use super::addresses::Taker;
-use super::{AddRequest, AttachmentError, AttachmentsOwner, CheckRequest};
+use super::{AddRequest, AttachmentError, AttachmentsOwner};
 use crate::store::{Durability, Kind};
 
 impl AttachmentsOwner {
@@ -44,7 +42,12 @@ impl AttachmentsOwner {
     }
 
     /// The record of a pod that is about to be attached.
-    fn intend(&mut self, request: AddRequest, addresses: Vec<IpNet>, network: &PodNetwork) -> (Attachment, PodNamespace) {
+    fn intend(
+        &mut self,
+        request: AddRequest,
+        addresses: Vec<IpNet>,
+        network: &PodNetwork,
+    ) -> (Attachment, PodNamespace) {
         let shaping = self.shape_new(&request.pod, &request.requested);
         let gateways: Vec<IpAddr> = addresses.iter().filter_map(|address| network.gateway_of(address)).collect();
         let attachment = Attachment {
