@@ -13,6 +13,9 @@ use super::{Channel, HEADER_BYTES, number_16, number_32};
 
 /// **Units** bytes. The kernel puts at most 32 KiB of a list into one datagram.
 const DATAGRAM_BYTES: usize = 64 * 1024;
+/// Datagrams of one list: 32 MiB, some 200,000 objects. A pod that may set its own routes could otherwise fill our
+/// memory with them.
+const DATAGRAMS_MAX: usize = 1024;
 /// How often a list is begun anew that changed while it was read. It holds what one pod event changes, so twice
 /// in a row is rare already.
 const ATTEMPTS: usize = 8;
@@ -39,7 +42,7 @@ impl<S: AsFd> Channel<S> {
     fn collect<M: NetlinkDeserializable>(&mut self) -> io::Result<Option<Vec<Result<M, DecodeError>>>> {
         let (mut all, mut changed) = (Vec::new(), false);
         let mut buffer = vec![0; DATAGRAM_BYTES];
-        loop {
+        for _ in 0..DATAGRAMS_MAX {
             // The kernel prepares each part before it hands out the one before it.
             let Some(length) = self.receive(&mut buffer)? else {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel's list has no end"));
@@ -62,6 +65,7 @@ impl<S: AsFd> Channel<S> {
                 }
             }
         }
+        Err(io::Error::new(io::ErrorKind::FileTooLarge, "the list is longer than anything of ours"))
     }
 }
 
