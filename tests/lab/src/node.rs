@@ -79,6 +79,16 @@ impl Node {
         Ok(())
     }
 
+    /// Starts the daemon unless it runs, and waits until it is ready.
+    ///
+    /// **Errors** it ended by itself, or as [`Node::wait_ready`].
+    pub fn ensure_running(&mut self) -> Result<()> {
+        if self.daemon.is_none() {
+            self.start()?;
+        }
+        self.wait_ready()
+    }
+
     /// Waits until the daemon says it is ready.
     ///
     /// **Errors** it ends, or is not ready in time; the end of its log is in the text.
