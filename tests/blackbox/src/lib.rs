@@ -1,7 +1,11 @@
-//! What the black-box suites share: the plugins and rates in force, the way that packets take, and where they were lost.
+//! What the black-box suites share: what a node holds for its pods, the plugins and rates in force, the way that
+//! packets take, and where they were lost.
 //!
 //! A suite sees only what an operator or a pod sees: the daemon's answers, its log and metrics, and packets.
 
+pub mod attachments;
+pub mod conflist;
+pub mod links;
 pub mod losses;
 pub mod plugins;
 pub mod rates;

@@ -1,7 +1,8 @@
 //! Calls a CNI plugin as a container runtime does: environment, configuration on standard input, JSON back.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +21,14 @@ pub struct Call {
     pub environment: Vec<(&'static str, String)>,
     /// What the plugin reads on standard input.
     pub input: Vec<u8>,
+}
+
+/// One call of which every part is a test's to choose: nothing is added to it.
+#[derive(Clone, Debug)]
+pub struct RawCall {
+    program: PathBuf,
+    environment: BTreeMap<String, String>,
+    input: Vec<u8>,
 }
 
 /// What a plugin answered.
@@ -61,11 +70,64 @@ impl Call {
     ///
     /// **Errors** it cannot be run, or prints something that is neither nothing nor one JSON value.
     pub fn run(&self, runtime: &Place) -> Result<Answer> {
-        let mut command = runtime.command(&self.program);
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("CNI_COMMAND", self.command);
-        command.env("CNI_PATH", self.program.parent().unwrap_or(&self.program));
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let call = RawCall::of(&self.program, self.command).input(self.input.clone());
+        self.environment.iter().fold(call, |call, (name, value)| call.env(name, value)).run(runtime)
+    }
+}
+
+impl RawCall {
+    /// A call without any variable and without input.
+    #[must_use]
+    pub fn bare(program: &Path) -> Self {
+        Self { program: program.to_owned(), environment: BTreeMap::new(), input: Vec::new() }
+    }
+
+    /// A call with what a runtime always passes: the command, and where programs and plugins are.
+    #[must_use]
+    pub fn of(program: &Path, command: &str) -> Self {
+        let plugins = program.parent().unwrap_or(program).display().to_string();
+        Self::bare(program)
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("CNI_COMMAND", command)
+            .env("CNI_PATH", &plugins)
+    }
+
+    /// The same call with a variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// The same call without a variable.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.environment.remove(name);
+        self
+    }
+
+    /// The same call with other input.
+    #[must_use]
+    pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
+        self.input = input.into();
+        self
+    }
+
+    /// The same call with a configuration as its input.
+    #[must_use]
+    pub fn config(self, config: &Value) -> Self {
+        self.input(config.to_string())
+    }
+
+    /// Runs the plugin in the namespace where the runtime lives.
+    ///
+    /// **Errors** as [`Call::run`].
+    pub fn run(&self, runtime: &Place) -> Result<Answer> {
+        // By `env`, because `ip` itself may need variables that the plugin must not get.
+        let mut command = runtime.command(Path::new("env"));
+        command.arg("-i").args(self.environment.iter().map(|(name, value)| format!("{name}={value}")));
         let mut child = command
+            .arg(&self.program)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -79,6 +79,24 @@ impl Node {
         Ok(())
     }
 
+    /// Starts the daemon unless it runs, and waits until it is ready and the kernel has a route to each of its blocks.
+    ///
+    /// **Errors** it ended by itself, or as [`Node::wait_ready`].
+    pub fn ensure_running(&mut self) -> Result<()> {
+        if self.daemon.is_none() {
+            self.start()?;
+        }
+        self.wait_ready()?;
+        let blocks = self.ctl(&["status"])?["blocks"].clone();
+        self.wait_answer("routes to its own blocks", &["routes"], |answer| {
+            let installed = |block: &Value| {
+                let routes = answer["routes"].as_array().into_iter().flatten();
+                routes.clone().any(|route| route["to"] == *block && route["installed"] == true)
+            };
+            blocks.as_array().is_some_and(|blocks| blocks.iter().all(installed))
+        })
+    }
+
     /// Waits until the daemon says it is ready.
     ///
     /// **Errors** it ends, or is not ready in time; the end of its log is in the text.

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use serde_json::{Value, json};
 
 use crate::binaries::Binaries;
 use crate::lab::Lab;
 use crate::node::Node;
 use crate::node_config::NodeSetup;
 use crate::pod::{Pod, PodSetup};
+use crate::sandbox::NETWORK;
 use crate::three_sites::CLOUD_1;
 
 /// One node. Fields are dropped in this order: the daemon before its machine's link.
@@ -57,6 +59,12 @@ impl SingleNode {
     #[must_use]
     pub fn lab(&self) -> &Lab {
         &self.lab
+    }
+
+    /// The configuration that a runtime passes to the plugin, without anything special.
+    #[must_use]
+    pub fn netconf(&self) -> Value {
+        json!({"cniVersion": "1.1.0", "name": NETWORK, "type": "culvert", "socket": self.node.cni_socket()})
     }
 
     /// Attaches a plain pod.

@@ -54,6 +54,11 @@ enum Probe {
     },
     /// Sends datagrams.
     UdpSend(udp::SendArguments),
+    /// Removes a lab once standard input closes.
+    RemoveLab {
+        /// What the names of the lab begin with.
+        prefix: String,
+    },
     /// Counts datagrams until standard input closes.
     UdpReceive {
         /// The UDP port, on every address.
@@ -66,6 +71,7 @@ fn main() -> Result<()> {
     let report = match Arguments::parse().probe {
         Probe::Ping(arguments) => Event::Ping(ping::run(&arguments)?),
         Probe::Serve { port } => return serve::run(port),
+        Probe::RemoveLab { prefix } => return remove_lab(&prefix),
         Probe::Fetch(arguments) => Event::Fetch(fetch::run(&arguments)),
         Probe::Stream(arguments) => Event::Stream(stream::run(&arguments)),
         Probe::Connect { address, port, within_ms } => Event::Connect(connect::run(address, port, within_ms)),
@@ -73,6 +79,12 @@ fn main() -> Result<()> {
         Probe::UdpReceive { port } => Event::Udp(udp::receive(port)?),
     };
     print(&report)
+}
+
+/// Waits for whoever made the lab to end, then removes what it left.
+fn remove_lab(prefix: &str) -> Result<()> {
+    std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink())?;
+    culvert_lab::lab::remove(prefix)
 }
 
 /// Prints an event as one line.
