@@ -34,6 +34,12 @@ impl Binaries {
         Ok(Self { folder })
     }
 
+    /// Where they are.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The path of a program, by its name.
     #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use ipnet::{IpNet, Ipv4Net};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::cgroup;
 use crate::namespace::{self, Namespace};
 
 /// Labs made by this process so far, so that two never share a name.
@@ -38,6 +39,15 @@ pub struct Host {
     pub namespace: Namespace,
     /// Its addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
+}
+
+impl Host {
+    /// Its first address.
+    ///
+    /// **Errors** it has none.
+    pub fn address(&self) -> Result<IpAddr> {
+        self.addresses.first().copied().with_context(|| format!("{} has no address", self.name))
+    }
 }
 
 impl Lab {
@@ -143,7 +153,7 @@ fn folder_of(prefix: &str) -> PathBuf {
     std::env::temp_dir().join(prefix)
 }
 
-/// Removes every namespace, process and folder of a lab by its prefix, as after `--keep`.
+/// Removes every namespace, process, control group and folder of a lab by its prefix, as after `--keep`.
 ///
 /// **Errors** something does not go away; what could be removed is removed nevertheless.
 pub fn remove(prefix: &str) -> Result<()> {
@@ -151,6 +161,7 @@ pub fn remove(prefix: &str) -> Result<()> {
     for name in namespace::list(prefix)? {
         outcome = outcome.and(namespace::remove(&name));
     }
+    outcome = outcome.and(cgroup::remove(&format!("{prefix}-")));
     let folder = folder_of(prefix);
     if folder.exists() {
         outcome = outcome

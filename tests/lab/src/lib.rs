@@ -11,13 +11,18 @@
 //! ```
 
 pub mod binaries;
+pub mod cgroup;
 pub mod cni;
 pub mod command;
+pub mod containerd;
+pub mod enclosure;
+pub mod image;
 pub mod lab;
 pub mod namespace;
 pub mod node;
 pub mod node_config;
 pub mod pod;
+pub mod podman;
 pub mod probe;
 pub mod report;
 pub mod sandbox;
@@ -29,10 +34,13 @@ pub mod three_sites;
 pub mod wait;
 
 pub use binaries::Binaries;
+pub use containerd::Containerd;
+pub use enclosure::Enclosure;
 pub use lab::{Host, Lab};
 pub use namespace::Namespace;
 pub use node::Node;
 pub use pod::{Pod, PodSetup};
+pub use podman::Podman;
 pub use sandbox::Sandbox;
 pub use shared_node::SharedNode;
 pub use single_node::SingleNode;

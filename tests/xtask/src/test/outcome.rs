@@ -34,17 +34,20 @@ impl Outcome {
         self.not_run.push(reason.to_owned());
     }
 
-    /// Reads a line of the harness: `test NAME ... ok|FAILED|ignored, REASON`; others say nothing.
+    /// Reads a line of the harness: `test NAME ... ok|FAILED|ignored, REASON`; others say nothing. A harness whose tests
+    /// find out for themselves says `ignored (REASON)`.
     pub(crate) fn take_line(&mut self, line: &str) {
         let Some((name, result)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) else {
             return;
         };
+        let name = name.trim_end();
         if result == "ok" {
             self.passed += 1;
         } else if result.starts_with("FAILED") {
             self.failed.push(name.to_owned());
         } else if let Some(reason) = result.strip_prefix("ignored") {
-            let reason = reason.trim_start_matches(", ");
+            let reason = reason.trim_start_matches([',', ' ']);
+            let reason = reason.strip_prefix('(').and_then(|inner| inner.strip_suffix(')')).unwrap_or(reason);
             let reason = if reason.is_empty() { "its author gave no reason" } else { reason };
             self.not_run.push(format!("{name}: {reason}"));
         }
@@ -99,10 +102,16 @@ mod tests {
             "test d ... ignored, no SCTP sockets here",
             "test src/lib.rs - x (line 3) ... ok",
             "test e ... ignored",
+            "test f        ... ignored (no containerd (1.6) here)",
             "test result: FAILED. 2 passed; 1 failed; 2 ignored",
         ]);
-        assert_eq!(outcome.to_string(), "2 passed, 1 failed, 2 skipped");
-        let expected = ["failed: b::c", "not run: d: no SCTP sockets here", "not run: e: its author gave no reason"];
+        assert_eq!(outcome.to_string(), "2 passed, 1 failed, 3 skipped");
+        let expected = [
+            "failed: b::c",
+            "not run: d: no SCTP sockets here",
+            "not run: e: its author gave no reason",
+            "not run: f: no containerd (1.6) here",
+        ];
         assert_eq!(outcome.remarks(), expected);
     }
 
