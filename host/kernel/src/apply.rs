@@ -1,16 +1,19 @@
 //! Carries out a whole plan, or none of it.
 //!
 //! ```text
-//! look up the links it names ─> compile ─> host: one send ─> sysctls of new host ends ─> pod: one send
-//!                                   │            └────────── any failure ──────────────────┘
-//!                                   └─ impossible: nothing was changed      └─> inverses, last step first
+//! look up the links it names ─> compile ─> ports that go ─> host: one send ─> sysctls of new host ends
+//!                                   │                                              └─> pod: one send ─> ports that come
+//!                                   └─ impossible: nothing was changed     any failure ─> inverses, last step first
 //! ```
+//!
+//! Ports that go and come are one transaction each on the NAT table.
 //!
 //! Router advertisements of a pod cannot reach the node from the moment its link exists: the firewall drops
 //! whatever arrives by a host end itself (`firewall`), and IPv6 is switched off on the host end before the
 //! pod end comes up, without which no packet can arrive at all.
 
 mod compile;
+mod elements;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,10 +28,12 @@ use crate::batch::{Answer, Channel, Refusal, SEND_MAX};
 use crate::error::KernelError;
 use crate::message::Request;
 use crate::message::route::RouteLinks;
+use crate::nat_table::{Change, NatTable, Refused};
 use crate::observe::facts;
 use crate::sysctl::{Sysctl, SysctlError, has_ipv6};
 use crate::{Kernel, next_index};
 use compile::{Compiled, Facts, Impossible, Side, World, compile};
+use elements::{Changes, changes};
 
 /// Errors that mean: what the request names is not there.
 const GONE: [i32; 4] = [libc::ENODEV, libc::ENOENT, libc::ESRCH, libc::EADDRNOTAVAIL];
@@ -139,12 +144,18 @@ pub(crate) async fn apply(kernel: &mut Kernel, plan: &Plan, pod: Option<&PodName
     let mut world = resolve(kernel, plan).await?;
     world.netns = pod.as_ref().map(|(netns, _)| netns.as_raw_fd());
     let compiled = compile(plan, &world).map_err(|impossible| not_possible(plan, impossible))?;
-    let host = Arc::clone(&kernel.channel);
+    let changes = changes(plan).map_err(|impossible| not_possible(plan, impossible))?;
+    let (host, nat, flows) = (Arc::clone(&kernel.channel), Arc::clone(&kernel.nat), Arc::clone(&kernel.flows));
     let plan = plan.clone();
     // The rest runs to its end on a thread of its own, whatever becomes of this future.
     let work = tokio::task::spawn_blocking(move || {
         let (_netns, pod) = pod.unzip();
-        Sequence { host, pod, world, plan }.run(compiled)
+        let mut sequence = Sequence { host, pod, nat, world, plan };
+        let result = sequence.run(compiled, &changes);
+        if result.is_ok() {
+            flows.forget_soon(&sequence.plan);
+        }
+        result
     });
     work.await.map_err(KernelError::Lost)?
 }
@@ -204,7 +215,11 @@ async fn resolve(kernel: &mut Kernel, plan: &Plan) -> Result<World, KernelError>
             | Step::PodAddress { .. }
             | Step::PodRoute { .. }
             | Step::SetRoute { .. }
-            | Step::RemoveRoute { .. } => {}
+            | Step::RemoveRoute { .. }
+            | Step::SetPort { .. }
+            | Step::RemovePort { .. }
+            | Step::Exempt { .. }
+            | Step::Unexempt { .. } => {}
         }
     }
     Ok(world)
@@ -230,6 +245,7 @@ async fn lookup(kernel: &mut Kernel, name: &str) -> Result<Option<Facts>, Kernel
 struct Sequence {
     host: Arc<Mutex<Channel<Socket>>>,
     pod: Option<Channel<OwnedFd>>,
+    nat: Arc<Mutex<NatTable>>,
     world: World,
     plan: Plan,
 }
@@ -250,18 +266,18 @@ enum Failure {
 }
 
 impl Sequence {
-    fn run(mut self, compiled: Vec<Compiled>) -> Result<(), ApplyError> {
+    fn run(&mut self, compiled: Vec<Compiled>, changes: &Changes) -> Result<(), ApplyError> {
         let (host, pod): (Vec<_>, Vec<_>) = compiled.into_iter().partition(|one| one.side == Side::Host);
         let mut progress = Progress::default();
+        self.change(&changes.first, &mut progress);
         self.send(Side::Host, &host, &mut progress);
         if progress.failure.is_none()
             && let Err((position, error)) = quiet_host_ends(&self.plan)
         {
             progress.failure = Some(Failure::Sysctl(position, error));
         }
-        if progress.failure.is_none() {
-            self.send(Side::Pod, &pod, &mut progress);
-        }
+        self.send(Side::Pod, &pod, &mut progress);
+        self.change(&changes.last, &mut progress);
         match progress.failure {
             None => Ok(()),
             Some(failure) => {
@@ -285,6 +301,25 @@ impl Sequence {
                 }
             }
         }
+    }
+
+    /// Change elements of the NAT table and note what came of it.
+    fn change(&mut self, changes: &[Change], progress: &mut Progress) {
+        if progress.failure.is_some() || changes.is_empty() {
+            return;
+        }
+        // A long list is cut, so what was refused may have been done in part: its inverse finds what is there.
+        progress.touched.extend(changes.iter().map(|change| change.position));
+        match self.nat_table().carry_out(changes) {
+            Ok(Ok(())) => {}
+            Ok(Err(Refused { position, refusal })) => progress.failure = Some(Failure::Refused(position, refusal)),
+            Err(error) => progress.failure = Some(Failure::Socket(error)),
+        }
+    }
+
+    /// A transaction that panicked left nothing half done: the socket is good for the next.
+    fn nat_table(&self) -> std::sync::MutexGuard<'_, NatTable> {
+        self.nat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn exchange(&mut self, side: Side, requests: Vec<Request>) -> io::Result<Vec<Answer>> {
@@ -318,6 +353,10 @@ impl Sequence {
         {
             // It was there before the plan took it away: it has to be made again.
             ifb.exists = false;
+        }
+        if let Some(change) = Change::of(inverse, 0)? {
+            let undone = self.nat_table().carry_out(&[change.unless_gone()]);
+            return undone.map_err(|error| error.to_string())?.map_err(|refused| describe(&refused.refusal));
         }
         let plan = Plan { steps: vec![inverse.clone()] };
         let compiled = compile(&plan, &self.world).map_err(|impossible| impossible.reason)?;

@@ -4,12 +4,12 @@
 //! acknowledgement for each by then. So one send costs one system call, and it is known afterwards which
 //! requests succeeded.
 
+mod dump;
+
 use std::io;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, NetlinkMessage};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, NetlinkMessage, NetlinkPayload, NetlinkSerializable};
 use netlink_sys::Socket;
-use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags};
@@ -47,16 +47,16 @@ pub(crate) struct Refusal {
 /// The answer to one request.
 pub(crate) type Answer = Result<(), Refusal>;
 
-/// A netlink socket used for batched sends only.
+/// A netlink socket used for batched sends and for lists.
 pub(crate) struct Channel<S> {
     socket: S,
     sequence: u32,
 }
 
 impl Channel<Socket> {
-    /// A socket in the calling thread's network namespace.
-    pub(crate) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
+    /// A socket of that netlink protocol in the calling thread's network namespace.
+    pub(crate) fn open(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.set_cap_ack(true)?;
         // Old kernels do not give texts; the error number is enough to go on.
@@ -91,19 +91,30 @@ impl<S: AsFd> Channel<S> {
     ///
     /// **Errors** of the socket itself; then nothing is known about any of the requests.
     pub(crate) fn send(&mut self, requests: Vec<Request>) -> io::Result<Vec<Answer>> {
+        let flagged = |request: Request| (request.message, NLM_F_REQUEST | NLM_F_ACK | request.flags);
+        let answers = self.exchange(requests.into_iter().map(flagged).collect())?;
+        answers
+            .into_iter()
+            .collect::<Option<Vec<Answer>>>()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not acknowledge every request"))
+    }
+
+    /// Send messages in one go, each with its flags, and return the answers that came, in the same order.
+    ///
+    /// **Errors** of the socket itself; then nothing is known about any of the messages.
+    pub(crate) fn exchange<M>(&mut self, messages: Vec<(M, u16)>) -> io::Result<Vec<Option<Answer>>>
+    where
+        M: NetlinkSerializable + Into<NetlinkPayload<M>>,
+    {
         let first = self.sequence.wrapping_add(1);
-        let count = requests.len();
-        let bytes = self.encode(requests);
+        let mut answers: Vec<Option<Answer>> = vec![None; messages.len()];
+        let mut missing = messages.len();
+        let bytes: Vec<u8> = messages.into_iter().flat_map(|(message, flags)| self.encode(message, flags)).collect();
         rustix::net::send(&self.socket, &bytes, SendFlags::empty())?;
-        let mut answers: Vec<Option<Answer>> = vec![None; count];
-        let mut missing = count;
         let mut buffer = vec![0; ANSWER_BYTES];
         while missing > 0 {
             let Some(length) = self.receive(&mut buffer)? else {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "the kernel did not acknowledge every request",
-                ));
+                break;
             };
             for (sequence, answer) in decode(buffer.get(..length).unwrap_or_default()) {
                 let place = sequence.wrapping_sub(first) as usize;
@@ -113,22 +124,21 @@ impl<S: AsFd> Channel<S> {
                 }
             }
         }
-        Ok(answers.into_iter().flatten().collect())
+        Ok(answers)
     }
 
-    /// The bytes of a send, each request with the next sequence number.
-    fn encode(&mut self, requests: Vec<Request>) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for request in requests {
-            self.sequence = self.sequence.wrapping_add(1);
-            let mut message: NetlinkMessage<RouteNetlinkMessage> = request.message.into();
-            message.header.flags = NLM_F_REQUEST | NLM_F_ACK | request.flags;
-            message.header.sequence_number = self.sequence;
-            message.finalize();
-            let start = bytes.len();
-            bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
-            message.serialize(&mut bytes[start..]);
-        }
+    /// The bytes of a message, padded, with the next sequence number.
+    fn encode<M>(&mut self, message: M, flags: u16) -> Vec<u8>
+    where
+        M: NetlinkSerializable + Into<NetlinkPayload<M>>,
+    {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len().next_multiple_of(4)];
+        message.serialize(&mut bytes);
         bytes
     }
 

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::firewall::FirewallError;
+use crate::nat_table::NatTableError;
 use crate::sysctl::SysctlError;
 use crate::tun::TunError;
 
@@ -44,7 +45,7 @@ pub enum KernelError {
         name: String,
     },
     /// Not a possible link name.
-    #[error("{name:?} cannot name a link: use 1 to 15 bytes without '/', ':' or white space")]
+    #[error("{name:?} cannot name a link: use 1 to 15 bytes without '/', ':', '*', '\"', '\\' or white space")]
     BadName {
         /// The name.
         name: String,
@@ -63,6 +64,9 @@ pub enum KernelError {
     /// The firewall.
     #[error(transparent)]
     Firewall(#[from] FirewallError),
+    /// The NAT table.
+    #[error(transparent)]
+    NatTable(#[from] NatTableError),
     /// The TUN device.
     #[error(transparent)]
     Tun(#[from] TunError),

@@ -4,40 +4,46 @@
 //! second dump while one runs), so whoever holds it is the only one who talks on it.
 //!
 //! ```text
-//! NodeSpec ─> Kernel::ensure_node ─> bridge, TUN, sysctls, rules, firewall     (node, sysctl, firewall, tun)
-//! Plan     ─> Kernel::apply ──────> one batched send a namespace, or undone    (apply, batch, message)
+//! NodeSpec ─> Kernel::ensure_node ─> bridge, TUN, sysctls, rules, firewall     (node, sysctl, firewall, nat_table, tun)
+//! Plan     ─> Kernel::apply ──────> one batched send a namespace, or undone    (apply, batch, message, nat_table)
 //! kernel   ─> Kernel::observe ────> links, our routes, the underlay            (observe)
+//! kernel   ─> Kernel::nat_elements > host ports, exempt addresses              (nat_table)
 //! kernel   ─> watch ──────────────> something changed, look again              (watch)
 //! ```
 //!
 //! Everything of ours can be told apart from everything else: links are in group [`LINK_GROUP`], routes
 //! in table [`ROUTE_TABLE`] with protocol [`ROUTE_PROTOCOL`], rules carry the same protocol, chains are
-//! named `CULVERT-…`.
+//! named `CULVERT-…`, and the nft table of each family is named `culvert`.
 
 mod apply;
 mod batch;
 mod error;
 mod firewall;
 mod message;
+mod nat_table;
 mod neighbour;
 mod node;
 mod observe;
 mod rtnl;
+mod stale_flows;
 mod sysctl;
 mod tun;
 mod watch;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use culvert_core::nat::NatElements;
 use culvert_core::plan::Plan;
 use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::fd::OwnedFd;
 
 pub use crate::apply::{ApplyError, PodNamespace, UndoFailure};
 pub use crate::error::KernelError;
 pub use crate::firewall::FirewallError;
+pub use crate::nat_table::NatTableError;
 pub use crate::neighbour::Neighbour;
 pub use crate::node::{NodeLinks, NodeSpec};
 pub use crate::observe::{Link, Observed, OnLink};
@@ -46,7 +52,9 @@ pub use crate::tun::{Offloads, Tun, TunError, open_tun};
 pub use crate::watch::{KernelChange, Watch, watch};
 
 use crate::batch::Channel;
+use crate::nat_table::NatTable;
 use crate::rtnl::Rtnl;
+use crate::stale_flows::StaleFlows;
 
 /// The routing table that holds all routes of Culvert and nothing else.
 pub const ROUTE_TABLE: u8 = 67;
@@ -57,6 +65,10 @@ pub const LINK_GROUP: u32 = 67;
 /// The place of our rule: before `main` (32,766), so that our table decides first, and far enough behind 0
 /// that an operator can still put rules before it.
 pub const RULE_PRIORITY: u32 = 1000;
+/// The bit of a packet's mark that says: the NAT table has decided on this packet's source address, and the
+/// firewall's masquerade leaves it alone. Bit 12 is free of what Kubernetes (14, 15), its reference plugin for
+/// host ports (13), Calico (16 to 31), Weave and Tailscale (17 to 19) use; other network plugins do not share a node.
+pub const DECIDED_MARK: u32 = 0x1000;
 /// What the names of host ends and of their ifbs start with.
 pub const POD_LINK_PREFIX: &str = "cv";
 /// **Units** bytes. The kernel's `IFNAMSIZ` without the final zero.
@@ -77,6 +89,8 @@ static NEXT_INDEX: AtomicU32 = AtomicU32::new(0);
 pub struct Kernel {
     rtnl: Rtnl,
     channel: Arc<Mutex<Channel<Socket>>>,
+    nat: Arc<Mutex<NatTable>>,
+    flows: Arc<StaleFlows>,
     index_probe: OwnedFd,
     names: LinkNames,
 }
@@ -95,7 +109,9 @@ impl Kernel {
     /// **Errors** [`KernelError::Open`]. Needs a tokio runtime.
     pub async fn open() -> Result<Self, KernelError> {
         let rtnl = Rtnl::open()?;
-        let channel = Channel::open().map_err(KernelError::Open)?;
+        let channel = Channel::open(NETLINK_ROUTE).map_err(KernelError::Open)?;
+        let nat = NatTable::open().map_err(KernelError::Open)?;
+        let flows = StaleFlows::open().map_err(KernelError::Open)?;
         let index_probe = rustix::net::socket_with(
             rustix::net::AddressFamily::UNIX,
             rustix::net::SocketType::DGRAM,
@@ -106,15 +122,18 @@ impl Kernel {
         Ok(Self {
             rtnl,
             channel: Arc::new(Mutex::new(channel)),
+            nat: Arc::new(Mutex::new(nat)),
+            flows: Arc::new(flows),
             index_probe,
             names: LinkNames { bridge: "cni0".into(), tun: "culvert0".into() },
         })
     }
 
-    /// Make the node what `spec` says: TUN, bridge, gateway addresses, sysctls, rules, firewall.
+    /// Make the node what `spec` says: TUN, bridge, gateway addresses, sysctls, rules, firewall, NAT table.
     ///
-    /// What is right already is not touched, so calling it again disrupts nothing. It makes the TUN when
-    /// [`open_tun`] has not been called yet.
+    /// What is right already is not touched, so calling it again disrupts nothing; the rules of the NAT table are
+    /// replaced in one transaction, and its elements stay. It makes the TUN when [`open_tun`] has not been called
+    /// yet.
     ///
     /// **Errors** [`KernelError`]; what was set up by then stays, and a later call goes on from there.
     pub async fn ensure_node(&mut self, spec: &NodeSpec) -> Result<NodeLinks, KernelError> {
@@ -130,14 +149,16 @@ impl Kernel {
     /// **Errors** the first of all failures; everything that could be removed was.
     pub async fn remove_node(&mut self, spec: &NodeSpec) -> Result<(), KernelError> {
         node::check_names(spec)?;
-        node::remove(&mut self.rtnl, spec).await
+        node::remove(&mut self.rtnl, &self.nat, spec).await
     }
 
     /// Carry a plan out. On any failure everything that had succeeded is undone.
     ///
     /// Steps of this node go first, in one send, those of the pod's namespace after them, in one send on its
     /// own socket. New links come up last of all, so that their queueing disciplines are attached while no
-    /// packet can pass (attaching to a running link waits for every CPU).
+    /// packet can pass (attaching to a running link waits for every CPU). Elements of the NAT table change
+    /// before all of these where their steps stand before all other steps, else after them. UDP flows that a
+    /// changed port left behind are forgotten a moment later.
     ///
     /// **Errors** [`ApplyError`], with the step, what the kernel said, and what could not be undone.
     pub async fn apply(&mut self, plan: &Plan, pod: Option<&PodNamespace>) -> Result<(), ApplyError> {
@@ -149,6 +170,15 @@ impl Kernel {
     /// **Errors** [`KernelError`] when the kernel cannot be asked.
     pub async fn observe(&mut self) -> Result<Observed, KernelError> {
         observe::observe(&mut self.rtnl, &self.names).await
+    }
+
+    /// The elements of the NAT table that are there now. A table that is not there has none.
+    ///
+    /// **Errors** [`KernelError`] when the kernel cannot be asked.
+    pub async fn nat_elements(&mut self) -> Result<NatElements, KernelError> {
+        let nat = Arc::clone(&self.nat);
+        let list = move || nat.lock().unwrap_or_else(PoisonError::into_inner).elements();
+        tokio::task::spawn_blocking(list).await?.map_err(nat_failed("list the elements of the NAT table"))
     }
 
     /// Whether an on-link next hop answers.
@@ -164,6 +194,11 @@ impl Kernel {
     pub fn free_index(&mut self) -> u32 {
         next_index(&self.index_probe)
     }
+}
+
+/// Our words for a failure of the NAT table's socket.
+fn nat_failed(action: &'static str) -> impl FnOnce(std::io::Error) -> KernelError {
+    move |source| KernelError::Refused { action: action.to_owned(), source }
 }
 
 /// The next index that is unused in the namespace `probe` was opened in.

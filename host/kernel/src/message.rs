@@ -3,7 +3,9 @@
 //! The same builders serve the batched sends of a plan and the single requests of the node's set-up.
 
 pub(crate) mod address;
+pub(crate) mod conntrack;
 pub(crate) mod link;
+pub(crate) mod nftables;
 pub(crate) mod route;
 pub(crate) mod traffic;
 

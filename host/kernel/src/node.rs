@@ -7,6 +7,11 @@
 //! flow differ for a moment, and a strict filter (1) would drop one of them. The kernel takes the stricter
 //! of `all` and the link's own value, except that 2 (loose) wins over 1; so our two links, and those
 //! underlay links where the filter would be strict, are set to 2.
+//!
+//! A kernel without the parts of nf_tables that the NAT table needs still carries pods: what asks for a host port
+//! or an exemption there is refused, everything else works.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
@@ -17,11 +22,12 @@ use rtnetlink::IpVersion;
 
 use crate::error::KernelError;
 use crate::message::{address, link, route};
+use crate::nat_table::{self, NatTable, NatTableError};
 use crate::observe::{self, UnderlayView, facts};
 use crate::rtnl::Rtnl;
-use crate::sysctl::{Sysctl, has_ipv6};
+use crate::sysctl::{Sysctl, SysctlError, has_ipv6};
 use crate::tun::open_tun;
-use crate::{LINK_GROUP, LINK_NAME_MAX_BYTES, POD_LINK_PREFIX, ROUTE_PROTOCOL, ROUTE_TABLE, firewall};
+use crate::{LINK_GROUP, LINK_NAME_MAX_BYTES, POD_LINK_PREFIX, ROUTE_PROTOCOL, ROUTE_TABLE, firewall, nat_failed};
 
 /// What the node must look like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,10 +57,10 @@ pub struct NodeLinks {
     pub tun_index: u32,
 }
 
-/// Refuse names the kernel would cut, and names that sysctl paths cannot hold.
+/// Refuse names the kernel would cut, and names that sysctl paths or the text of rules cannot hold.
 pub(crate) fn check_names(spec: &NodeSpec) -> Result<(), KernelError> {
     for name in [&spec.bridge, &spec.tun] {
-        let bad = |c: char| c == '/' || c == ':' || c == '%' || c == '\0' || c.is_whitespace();
+        let bad = |c: char| "/:%*\"\\\0".contains(c) || c.is_whitespace();
         if name.is_empty() || name == "." || name == ".." || name.len() > LINK_NAME_MAX_BYTES || name.contains(bad) {
             return Err(KernelError::BadName { name: name.clone() });
         }
@@ -74,8 +80,12 @@ pub(crate) async fn ensure(rtnl: &mut Rtnl, spec: &NodeSpec) -> Result<NodeLinks
     // The firewall goes first: no packet of a pod or a peer meets a node without it.
     let firewall = firewall::Wanted::new(spec, ipv6);
     tokio::task::spawn_blocking(move || firewall.ensure()).await??;
+    let guarded = ensure_nat_table(spec, ipv6).await?;
     let tun_index = ensure_tun(rtnl, spec, ipv6).await?;
     let bridge_index = ensure_bridge(rtnl, spec, ipv6).await?;
+    if guarded {
+        open_loopback(&spec.bridge)?;
+    }
     ensure_addresses(rtnl, bridge_index, &spec.gateways).await?;
     ensure_addresses(rtnl, tun_index, &on_tun(&spec.gateways)).await?;
     ensure_sysctls(rtnl, spec, wants_ipv6.is_some()).await?;
@@ -84,6 +94,31 @@ pub(crate) async fn ensure(rtnl: &mut Rtnl, spec: &NodeSpec) -> Result<NodeLinks
         ensure_rule(rtnl, IpVersion::V6, AddressFamily::Inet6).await?;
     }
     Ok(NodeLinks { bridge_index, tun_index })
+}
+
+/// Set the rules of the NAT table; whether they are in force.
+async fn ensure_nat_table(spec: &NodeSpec, ipv6: bool) -> Result<bool, KernelError> {
+    let bridge = spec.bridge.clone();
+    match tokio::task::spawn_blocking(move || nat_table::load(&bridge, ipv6)).await? {
+        Ok(()) => Ok(true),
+        Err(error @ NatTableError::Refused { .. }) => {
+            tracing::error!(%error, "pods cannot have host ports, nor ipMasq false, on this node");
+            Ok(false)
+        }
+        Err(error @ (NatTableError::Missing | NatTableError::Unusable(_))) => Err(error.into()),
+    }
+}
+
+/// Let the node reach host ports at 127.0.0.1: packets from there may leave by the bridge, and their replies come
+/// back. The NAT table keeps pods from using the same way.
+fn open_loopback(bridge: &str) -> Result<(), KernelError> {
+    match Sysctl::link("ipv4", bridge, "route_localnet").ensure("1") {
+        Err(error @ SysctlError::ReadOnly { .. }) => {
+            tracing::warn!(%error, "host ports cannot be reached at 127.0.0.1");
+            Ok(())
+        }
+        ensured => ensured.map(drop).map_err(KernelError::from),
+    }
 }
 
 async fn ensure_tun(rtnl: &mut Rtnl, spec: &NodeSpec, ipv6: bool) -> Result<u32, KernelError> {
@@ -260,7 +295,7 @@ fn foreign(name: &str, found: &str) -> KernelError {
 }
 
 /// See [`crate::Kernel::remove_node`]. Goes on after a failure and returns the first.
-pub(crate) async fn remove(rtnl: &mut Rtnl, spec: &NodeSpec) -> Result<(), KernelError> {
+pub(crate) async fn remove(rtnl: &mut Rtnl, nat: &Arc<Mutex<NatTable>>, spec: &NodeSpec) -> Result<(), KernelError> {
     let ipv6 = has_ipv6();
     let mut first = None;
     let mut families = vec![(IpVersion::V4, AddressFamily::Inet)];
@@ -272,6 +307,12 @@ pub(crate) async fn remove(rtnl: &mut Rtnl, spec: &NodeSpec) -> Result<(), Kerne
         keep_first(&mut first, remove_routes(rtnl, family).await);
     }
     keep_first(&mut first, remove_links(rtnl, spec).await);
+    // After the bridge, which lets packets to 127.0.0.1 in as long as it is there.
+    let nat = Arc::clone(nat);
+    let removed =
+        tokio::task::spawn_blocking(move || nat.lock().unwrap_or_else(PoisonError::into_inner).remove()).await;
+    let removed = removed.map_err(KernelError::from);
+    keep_first(&mut first, removed.and_then(|result| result.map_err(nat_failed("remove the NAT table"))));
     let firewall = firewall::Wanted::new(spec, ipv6);
     let removed = tokio::task::spawn_blocking(move || firewall.remove()).await.map_err(KernelError::from);
     keep_first(&mut first, removed.and_then(|result| result.map_err(KernelError::from)));
@@ -339,7 +380,7 @@ mod tests {
 
     #[test]
     fn names_that_could_leave_the_sysctl_tree_or_be_cut_are_refused() {
-        for name in ["", ".", "..", "../eth0", "a b", "a:b", "sixteen-bytes-xx", "a\0"] {
+        for name in ["", ".", "..", "../eth0", "a b", "a:b", "sixteen-bytes-xx", "a\0", "cni*", "a\"b", "a\\b"] {
             assert!(matches!(check_names(&spec(name)), Err(KernelError::BadName { .. })), "{name:?}");
         }
         assert!(check_names(&spec("cni0.100")).is_ok());

@@ -5,8 +5,8 @@
 
 use ipnet::IpNet;
 
-use crate::POD_LINK_PREFIX;
 use crate::node::NodeSpec;
+use crate::{DECIDED_MARK, POD_LINK_PREFIX};
 
 /// A chain of ours, the chain that jumps to it, and its rules in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,12 +79,14 @@ fn forward(spec: &NodeSpec, prefixes: &[IpNet]) -> Vec<String> {
     prefixes.iter().flat_map(both).collect()
 }
 
-/// Pods leave the cluster under the node's address, and stay themselves inside it.
+/// Pods leave the cluster under the node's address, and stay themselves inside it. What the NAT table has marked
+/// stays as it is: an exempt pod's packets, for one.
 fn masquerade(spec: &NodeSpec, words: &Words, prefixes: &[IpNet]) -> Vec<String> {
     if !spec.masquerade || prefixes.is_empty() {
         return Vec::new();
     }
-    let mut rules: Vec<String> = prefixes.iter().map(|prefix| format!("-d {prefix} -j RETURN")).collect();
+    let mut rules = vec![format!("-m mark --mark {DECIDED_MARK:#x}/{DECIDED_MARK:#x} -j RETURN")];
+    rules.extend(prefixes.iter().map(|prefix| format!("-d {prefix} -j RETURN")));
     rules.push(format!("-d {} -j RETURN", words.multicast));
     rules.extend([&spec.bridge, &spec.tun].map(|link| format!("-o {link} -j RETURN")));
     rules.extend(prefixes.iter().map(|prefix| format!("-s {prefix} -j MASQUERADE")));
@@ -115,6 +117,7 @@ mod tests {
     #[test]
     fn each_family_masquerades_its_own_prefixes_only_when_they_leave_the_cluster() {
         let expected = [
+            "-m mark --mark 0x1000/0x1000 -j RETURN",
             "-d fd00:244::/48 -j RETURN",
             "-d ff00::/8 -j RETURN",
             "-o cni0 -j RETURN",
