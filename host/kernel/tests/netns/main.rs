@@ -6,8 +6,11 @@
 
 mod attachment;
 mod firewall;
+mod host_ports;
 mod namespace;
+mod nat_table;
 mod node;
 mod packet;
+mod probe;
 mod routes;
 mod shaping;

@@ -2,7 +2,11 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
 
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+use culvert_core::address::Family;
+use rustix::fd::OwnedFd;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+use crate::namespace::Namespace;
 
 /// A router advertisement for `prefix` and a default route, from the link-local address of `eth0`.
 pub fn send_router_advertisement(to: &str, prefix: &str) {
@@ -107,4 +111,58 @@ fn checksum(bytes: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !u16::try_from(sum).unwrap()
+}
+
+/// Send the first packet of an SCTP association, made by hand: few kernels have sockets for it.
+pub fn send_sctp_init(from: &Namespace, source: (IpAddr, u16), destination: (IpAddr, u16)) {
+    let mut packet = source.1.to_be_bytes().to_vec();
+    packet.extend(destination.1.to_be_bytes());
+    packet.extend([0; 8]);
+    // INIT, 20 bytes: initiate tag, receiver window, one stream each way, first sequence number.
+    packet.extend([1, 0, 0, 20, 0, 0, 0, 7, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    let sum = crc32c(&packet).to_le_bytes();
+    packet[8..12].copy_from_slice(&sum);
+    let socket = raw_sctp(from, source.0.is_ipv6());
+    let to = std::net::SocketAddr::new(destination.0, 0);
+    rustix::net::sendto(&socket, &packet, SendFlags::empty(), &to).unwrap();
+}
+
+/// Returns what takes one SCTP packet that has arrived in the namespace from then on, if there is one.
+pub fn receive_sctp(namespace: &Namespace, family: Family) -> impl Fn() -> Option<Vec<u8>> {
+    let socket = raw_sctp(namespace, family == Family::V6);
+    move || {
+        let mut buffer = vec![0; 256];
+        let (length, _) = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::DONTWAIT).ok()?;
+        // A raw socket of IPv4 gets the header too.
+        let start = if family == Family::V4 { 20 } else { 0 };
+        buffer.get(start..length).map(<[u8]>::to_vec)
+    }
+}
+
+/// Whether a packet is the one of [`send_sctp_init`] between these ports, its checksum right.
+pub fn is_sctp_init(packet: &[u8], source: u16, destination: u16) -> bool {
+    let mut bare = packet.to_vec();
+    bare[8..12].fill(0);
+    packet[..2] == source.to_be_bytes()
+        && packet[2..4] == destination.to_be_bytes()
+        && packet[8..12] == crc32c(&bare).to_le_bytes()
+        && packet[12] == 1
+}
+
+fn raw_sctp(namespace: &Namespace, ipv6: bool) -> OwnedFd {
+    let family = if ipv6 { AddressFamily::INET6 } else { AddressFamily::INET };
+    let protocol = Some(rustix::net::ipproto::SCTP);
+    namespace.inside(|| rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, protocol).unwrap())
+}
+
+/// The checksum of SCTP (RFC 9260, appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut sum = u32::MAX;
+    for byte in bytes {
+        sum ^= u32::from(*byte);
+        for _ in 0..8 {
+            sum = (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg());
+        }
+    }
+    !sum
 }
