@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use culvert_core::attachment::{Attachment, AttachmentKey, RepairAction, recover};
 use culvert_core::lease::{LeaseRow, LeaseTable};
+use culvert_core::nat::NatElements;
 use culvert_core::plan::{Plan, Step};
+use culvert_kernel::KernelError;
 
 use super::{AttachmentsOwner, Parts};
 use crate::store::{Kind, StoreError};
@@ -48,18 +50,25 @@ impl AttachmentsOwner {
     }
 
     async fn repair(&mut self) {
-        let links: BTreeSet<String> = match self.parts.kernel.observe().await {
-            Ok(observed) => observed.links.into_iter().map(|link| link.name).collect(),
+        let (links, elements) = match self.present().await {
+            Ok(present) => present,
             Err(error) => {
                 tracing::error!(%error, "cannot compare records with the kernel; nothing is repaired");
                 self.repaired = false;
                 return;
             }
         };
-        for action in recover(self.attachments.values(), &links) {
+        for action in recover(self.attachments.values(), &links, &elements) {
             self.carry_out(action).await;
         }
         self.count_addresses();
+    }
+
+    /// The names of the links and the elements of the NAT table that are there.
+    async fn present(&mut self) -> Result<(BTreeSet<String>, NatElements), KernelError> {
+        let observed = self.parts.kernel.observe().await?;
+        let links = observed.links.into_iter().map(|link| link.name).collect();
+        Ok((links, self.parts.kernel.nat_elements().await?))
     }
 
     async fn carry_out(&mut self, action: RepairAction) {
@@ -80,6 +89,12 @@ impl AttachmentsOwner {
                 let plan = Plan { steps: vec![Step::DeleteLink { name: name.clone() }] };
                 if let Err(error) = self.parts.kernel.apply(&plan, None).await {
                     tracing::error!(link = name, %error, "a stray link could not be deleted");
+                }
+            }
+            RepairAction::SetElements(plan) => {
+                self.parts.metrics.kernel.repaired("nat");
+                if let Err(error) = self.parts.kernel.apply(&plan, None).await {
+                    tracing::error!(%error, "host ports and exemptions could not be set right");
                 }
             }
         }

@@ -1,8 +1,11 @@
 //! ADD, DEL, CHECK and GC.
 
 use culvert_core::address::gateway;
-use culvert_core::attachment::{AddDecision, Attachment, AttachmentKey, AttachmentState, DelDecision, on_add, on_del};
+use culvert_core::attachment::{
+    AddDecision, Attachment, AttachmentKey, AttachmentState, DelDecision, next_serial, on_add, on_del,
+};
 use culvert_core::attachment_plan::{PodNetwork, plan_add, plan_del};
+use culvert_core::host_port::PortTable;
 use culvert_core::route_plan::BridgeGateways;
 
 use super::{AddRequest, AttachmentError, AttachmentsOwner, CheckRequest};
@@ -39,6 +42,9 @@ impl AttachmentsOwner {
             requested,
             shaping,
             state: AttachmentState::Intended,
+            serial: next_serial(self.attachments.values()),
+            host_ports: Vec::new(),
+            masquerade: true,
             key,
         };
         if let Err(error) = self.record(&attachment) {
@@ -48,7 +54,8 @@ impl AttachmentsOwner {
         let gateways =
             BridgeGateways::of_blocks(&attachment.addresses.iter().map(ipnet::IpNet::trunc).collect::<Vec<_>>());
         let network = PodNetwork { bridge_index, gateways, extra_routes: Vec::new() };
-        if let Err(error) = self.parts.kernel.apply(&plan_add(&attachment, &network), Some(&namespace)).await {
+        let plan = plan_add(&attachment, &network, &PortTable::of(self.attachments.values()));
+        if let Err(error) = self.parts.kernel.apply(&plan, Some(&namespace)).await {
             self.parts.metrics.kernel.planned("undone");
             self.forget(&attachment.key);
             return Err(error.into());
@@ -98,7 +105,7 @@ impl AttachmentsOwner {
     /// Takes an attachment down, whatever is left of it, and forgets it.
     pub(super) async fn take_down(&mut self, key: &AttachmentKey) -> Result<(), AttachmentError> {
         let Some(attachment) = self.attachments.get(key) else { return Ok(()) };
-        let plan = plan_del(attachment);
+        let plan = plan_del(attachment, &PortTable::of(self.attachments.values()));
         let deleting = Attachment { state: AttachmentState::Deleting, ..attachment.clone() };
         // A full disk must not keep a pod's interface alive: the links go in any case.
         if let Err(error) = self.record(&deleting) {
