@@ -2,11 +2,16 @@
 
 use std::io::{Read, Write};
 use std::net::UdpSocket;
+use std::path::Path;
 
+use culvert_core::address::Family;
+use culvert_core::host_port::{PortKey, PortTarget, Transport};
 use culvert_core::plan::{KernelRoute, KernelVia, Plan, Step};
 use culvert_kernel::{Kernel, open_tun};
 
-use crate::namespace::{Namespace, PATIENCE, Pod, assert_same, attach, ip, net, spec, uplink, wait_for};
+use crate::namespace::{
+    Namespace, PATIENCE, Pod, assert_same, attach, child_namespace, ip, net, run_as_child, spec, uplink, wait_for,
+};
 use crate::packet::{echo, is_echo_reply, udp};
 
 /// A family's addresses: a remote pod, the node's gateway, a pod here, the node's and a host's underlay address.
@@ -213,30 +218,42 @@ fn pods_leave_the_cluster_under_the_nodes_address_and_stay_themselves_inside_it(
     });
 }
 
-/// The variable that tells this test that it runs as its own child, and in which namespace.
-const CHILD_NAMESPACE: &str = "CULVERT_TEST_NAMESPACE";
-
 #[test]
 fn a_missing_program_is_named_with_its_package() {
-    if let Ok(namespace) = std::env::var(CHILD_NAMESPACE) {
-        return print_error_of_set_up(&namespace);
+    if let Some(namespace) = child_namespace() {
+        let error = namespace.with_kernel(async |kernel| kernel.ensure_node(&spec()).await.unwrap_err());
+        return eprintln!("{error}");
     }
     let node = Namespace::new();
     let before = node.snapshot();
-    // The search path of this process must stay for the other tests, so a child goes without.
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "firewall::a_missing_program_is_named_with_its_package", "--nocapture"])
-        .env("PATH", "/nonexistent")
-        .env(CHILD_NAMESPACE, &node.name)
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&child.stdout).into_owned() + &String::from_utf8_lossy(&child.stderr);
+    let name = "firewall::a_missing_program_is_named_with_its_package";
+    let text = run_as_child(name, Path::new("/nonexistent"), &node);
     assert!(text.contains("iptables is not installed: install the Debian package iptables"), "{text}");
     assert_same(&before, &node.snapshot());
 }
 
-fn print_error_of_set_up(namespace: &str) {
-    let namespace = std::mem::ManuallyDrop::new(Namespace { name: namespace.to_owned() });
-    let error = namespace.with_kernel(async |kernel| kernel.ensure_node(&spec()).await.unwrap_err());
-    eprintln!("{error}");
+#[test]
+fn a_peer_reaches_a_pod_by_a_host_port_of_the_gateway() {
+    let node = Namespace::new();
+    node.with_kernel(async |kernel| {
+        let pod = set_up(kernel).await;
+        let mut peer = Peer::new();
+        for addresses in [&V4, &V6] {
+            let key =
+                PortKey { family: Family::of(ip(addresses.pod)), host_ip: None, transport: Transport::Udp, port: 8080 };
+            let target = PortTarget { address: ip(addresses.pod), port: 7000 };
+            kernel.apply(&Plan { steps: vec![Step::SetPort { key, target, before: None }] }, None).await.unwrap();
+            let at_pod = listen(&pod.namespace, addresses.pod, 7000);
+            let (question, mut buffer) = (udp((addresses.remote, 5000), (addresses.gateway, 8080), b"ask"), [0; 64]);
+            let (_, from) = wait_for("the question in the pod", || {
+                peer.send(&question);
+                at_pod.recv_from(&mut buffer).ok()
+            });
+            assert_eq!(from, (ip(addresses.remote), 5000).into());
+            at_pod.send_to(b"yes", from).unwrap();
+            // The peer sees the port it asked: 8080 comes first in the header of the answer.
+            let answer = peer.wait_for("the answer in the tunnel", |packet| packet.ends_with(b"yes"));
+            assert_eq!(answer[answer.len() - 11..][..4], [0x1f, 0x90, 0x13, 0x88]);
+        }
+    });
 }

@@ -1,6 +1,8 @@
 //! Namespaces, nodes and pods for the tests.
 
+use std::mem::ManuallyDrop;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -121,6 +123,27 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
     }
+}
+
+/// The variable that tells a test that it runs as its own child, and in which namespace.
+const CHILD_NAMESPACE: &str = "CULVERT_TEST_NAMESPACE";
+
+/// Run a test again as a child that finds programs in that folder only, and return all it printed. The search path of
+/// this process must stay as it is for the other tests.
+pub fn run_as_child(test: &str, search_path: &Path, namespace: &Namespace) -> String {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("PATH", search_path)
+        .env(CHILD_NAMESPACE, &namespace.name)
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&child.stdout).into_owned() + &String::from_utf8_lossy(&child.stderr)
+}
+
+/// The namespace a test runs in as its own child; its parent removes it.
+pub fn child_namespace() -> Option<ManuallyDrop<Namespace>> {
+    let name = std::env::var(CHILD_NAMESPACE).ok()?;
+    Some(ManuallyDrop::new(Namespace { name }))
 }
 
 /// A line without what changes by itself: packet counters, lifetimes, carriers.

@@ -9,7 +9,9 @@ use culvert_core::nat::NatElements;
 use culvert_core::plan::{Plan, Step};
 use culvert_kernel::{ApplyError, Kernel};
 
-use crate::namespace::{Namespace, Pod, assert_same, attach, attachment, ip, net, spec, uplink, veth};
+use crate::namespace::{
+    Namespace, Pod, assert_same, attach, attachment, child_namespace, ip, net, run_as_child, spec, uplink, veth,
+};
 use crate::probe::{Server, Speaks, reach};
 
 fn key(host_ip: Option<&str>, transport: Transport, port: u16) -> PortKey {
@@ -68,7 +70,7 @@ fn elements_of_every_kind_come_and_go_and_are_seen_by_others_as_meant() {
             assert!(listed.contains(expected), "{expected} in {listed}");
         }
         let mut moved = all_kinds();
-        moved.ports.values_mut().for_each(|target| target.port += 1000 % target.port.max(2));
+        moved.ports.values_mut().for_each(|target| target.port += 7);
         change(kernel, &all_kinds(), &moved).await;
         change(kernel, &moved, &none).await;
     });
@@ -133,8 +135,7 @@ fn a_plan_that_fails_leaves_every_element_as_it_was() {
         change(kernel, &NatElements::default(), &before).await;
         let both = || format!("{}POD\n{}", node.snapshot(), pod.namespace.snapshot());
         let clean = both();
-        // Elements change last; this one is refused by then, because nothing can be found by an address of
-        // both families.
+        // A port of one family that leads to an address of the other cannot be expressed: nothing is begun.
         let mut last = attachment(veth(kernel, links, 5), 5);
         last.steps.extend(NatElements::diff(&before, &all_kinds()).steps);
         let mut mixed = last.clone();
@@ -142,14 +143,14 @@ fn a_plan_that_fails_leaves_every_element_as_it_was() {
         let error = kernel.apply(&mixed, Some(&pod.passed)).await.unwrap_err();
         assert!(matches!(error, ApplyError::Impossible { .. }), "{error}");
         assert_same(&clean, &both());
-        // Elements change first; a link is refused after them.
+        // The elements were changed, then an address is refused.
         let mut first = NatElements::diff(&before, &all_kinds());
         first.steps.extend(attachment(veth(kernel, links, 5), 5).steps);
         first.steps.push(Step::PodAddress { index: 0x7000_0000, address: net("10.244.1.7/24") });
         let error = kernel.apply(&first, Some(&pod.passed)).await.unwrap_err();
         assert_eq!((error.errno(), error.undo_failures()), (Some(libc::ENODEV), [].as_slice()), "{error}");
         assert_same(&clean, &both());
-        // The table of one family is gone: what the other took is undone, and the pod's link too.
+        // The table of one family is gone when the pod is there already: the pod goes again.
         node.run("nft delete table ip6 culvert");
         let clean = both();
         let error = kernel.apply(&last, Some(&pod.passed)).await.unwrap_err();
@@ -232,8 +233,7 @@ fn an_exempt_pod_leaves_the_cluster_under_its_own_address() {
             assert_eq!(seen(&exempt), [ip(uplink); 2]);
             kernel.apply(&plan([Step::Exempt { address: ip(pod) }]), None).await.unwrap();
             assert_eq!((seen(&exempt), seen(&plain)), ([ip(pod); 2], [ip(uplink); 2]));
-            let chain_of = |address: &str| rules().contains(address);
-            assert!(!chain_of(pod) && !chain_of(other));
+            assert!([pod, other].iter().all(|address| !rules().contains(address)));
             reaches_itself_by_a_host_port(kernel, &exempt, ip(pod), ip(uplink)).await;
             kernel.apply(&plan([Step::Unexempt { address: ip(pod) }]), None).await.unwrap();
             assert_eq!(seen(&exempt), [ip(uplink); 2]);
@@ -249,4 +249,52 @@ async fn reaches_itself_by_a_host_port(kernel: &mut Kernel, pod: &Pod, address: 
     let set = Step::SetPort { key, target: PortTarget { address, port: 80 }, before: None };
     kernel.apply(&plan([set]), None).await.unwrap();
     assert_ne!(reach(Speaks::Tcp, &pod.namespace, SocketAddr::new(node, 8080), &server), address);
+}
+
+/// A directory to search programs in: iptables as it is, and `nft` if it is given.
+fn search_path(nft: Option<&str>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for program in ["iptables", "ip6tables"] {
+        std::os::unix::fs::symlink(format!("/usr/sbin/{program}"), folder.path().join(program)).unwrap();
+    }
+    if let Some(script) = nft {
+        let path = folder.path().join("nft");
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn a_kernel_without_the_table_still_carries_pods_and_a_missing_program_is_named() {
+    const NAME: &str = "nat_table::a_kernel_without_the_table_still_carries_pods_and_a_missing_program_is_named";
+    if let Some(node) = child_namespace() {
+        return print_what_works(&node);
+    }
+    let node = Namespace::new();
+    let refusing = "#!/bin/sh\necho '/dev/stdin:3:1-9: Error: Could not process rule: Not supported' >&2\nexit 1\n";
+    let printed = run_as_child(NAME, search_path(Some(refusing)).path(), &node);
+    for expected in [
+        "set up: true, route_localnet: 0",
+        "port: step 0 of the plan failed",
+        "table culvert is not there: set the node up again",
+    ] {
+        assert!(printed.contains(expected), "{expected} in {printed}");
+    }
+    let node = Namespace::new();
+    let printed = run_as_child(NAME, search_path(None).path(), &node);
+    assert!(printed.contains("nft is not installed: install the Debian package nftables"), "{printed}");
+}
+
+fn print_what_works(node: &Namespace) {
+    node.with_kernel(async |kernel| match kernel.ensure_node(&spec()).await {
+        Ok(links) => {
+            let value = std::fs::read_to_string("/proc/sys/net/ipv4/conf/cni0/route_localnet");
+            eprintln!("set up: {}, route_localnet: {}", links.bridge_index > 0, value.unwrap());
+            let set =
+                Step::SetPort { key: key(None, Transport::Tcp, 80), target: target("10.244.1.5", 80), before: None };
+            eprintln!("port: {}", kernel.apply(&plan([set]), None).await.unwrap_err());
+        }
+        Err(error) => eprintln!("{error}"),
+    });
 }
