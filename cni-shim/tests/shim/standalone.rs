@@ -62,7 +62,7 @@ fn a_variable_that_is_not_text_is_refused() {
 fn faults_of_the_configuration_are_answered_before_anything_is_touched() {
     let nested = format!("{{\"a\":{}{}}}", "[".repeat(20_000), "]".repeat(20_000));
     let large = format!("{{\"name\":\"net\",\"x\":\"{}\"}}", "x".repeat(1 << 20));
-    let table: [(&str, Vec<u8>, u64); 18] = [
+    let table: [(&str, Vec<u8>, u64); 19] = [
         ("ADD", b"".to_vec(), 6),
         ("ADD", b"{\"name\":\"net\"".to_vec(), 6),
         ("ADD", b"name: net".to_vec(), 6),
@@ -75,6 +75,7 @@ fn faults_of_the_configuration_are_answered_before_anything_is_touched() {
         ("ADD", json!({"name": "net", "cniVersion": 1.0}).to_string().into_bytes(), 6),
         ("ADD", json!({"name": "net", "prevResult": "x"}).to_string().into_bytes(), 6),
         ("ADD", b"{}".to_vec(), 7),
+        ("ADD", json!({"cniVersion": 1}).to_string().into_bytes(), 7),
         ("DEL", json!({"name": "../x"}).to_string().into_bytes(), 7),
         ("ADD", json!({"name": "a\0b"}).to_string().into_bytes(), 7),
         ("ADD", config("9.9.9").to_string().into_bytes(), 1),

@@ -209,15 +209,16 @@ impl Draft {
 
     fn take_main(&mut self, kind: &str, mut map: Object) {
         self.place = self.others.len();
+        let name = map.get("bridge").and_then(Value::as_str).unwrap_or(BRIDGE).to_owned();
         if kind == "bridge" {
             self.note(NoteKind::Merged, "bridge became culvert, with its settings");
-            self.note(
-                NoteKind::Attention,
+            let text = format!(
                 "pods that run now were attached by the bridge plugin, and Culvert has no record of them: drain the node \
-                 before the new conflist takes effect",
+                 before the new conflist takes effect, then remove the bridge that it made (ip link delete {name})"
             );
+            self.note(NoteKind::Attention, text);
         }
-        if let Some(name) = map.get("bridge").and_then(Value::as_str).filter(|name| *name != BRIDGE) {
+        if name != BRIDGE {
             let text = format!(
                 "the bridge {name:?} is not the {BRIDGE} that nodes have by default: set network.bridge of culvertd's \
                  configuration to it, or leave it away here"

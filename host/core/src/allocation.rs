@@ -55,10 +55,12 @@ pub enum WishError {
     },
     /// It is too wide.
     #[error(
-        "the ranges cover {blocks} blocks, and one node may claim {MAX_COVERED_BLOCKS} for them: narrow the ranges, \
-         or leave them out and let the node use the pool"
+        "{range} covers {blocks} blocks, and one node may claim {MAX_COVERED_BLOCKS} for its ranges: narrow them, or \
+         leave them out and let the node use the pool"
     )]
     TooWide {
+        /// The range that is one too many.
+        range: AddressRange,
         /// How many blocks.
         blocks: usize,
     },
@@ -125,25 +127,36 @@ impl AddressWish {
         Ok(blocks.into_iter().collect())
     }
 
-    /// What is left to choose: for each address of the pod the places it may come from, in order. `blocks` are
-    /// those this node may give addresses from.
+    /// For each address of the pod, where it may come from. `blocks` are those this node may give addresses from,
+    /// `families` those that a pod gets an address of when no set says otherwise.
     #[must_use]
-    pub fn choices(&self, blocks: &[IpNet]) -> Vec<Choice> {
-        let wanted = self.addresses.iter().map(|address| Choice {
-            family: Family::of(*address),
-            places: places(blocks, &AddressRange::single(*address)).collect(),
-            wanted: Some(*address),
-        });
-        let served: BTreeSet<usize> = self.addresses.iter().filter_map(|address| self.set_of(*address)).collect();
-        let open = self.sets.iter().enumerate().filter(|(position, _)| !served.contains(position));
-        let open = open.filter_map(|(_, set)| {
-            Some(Choice {
-                family: set.first()?.family(),
-                places: set.iter().flat_map(|range| places(blocks, range)).collect(),
-                wanted: None,
-            })
-        });
-        wanted.chain(open).collect()
+    pub fn choices(&self, blocks: &[IpNet], families: &BTreeSet<Family>) -> Vec<Choice> {
+        if self.sets.is_empty() {
+            let asked = self.addresses.iter().copied().map(Family::of);
+            let families: BTreeSet<Family> = families.iter().copied().chain(asked).collect();
+            return families.into_iter().map(|family| self.anywhere(family, blocks)).collect();
+        }
+        self.sets.iter().filter_map(|set| self.of_set(set, blocks)).collect()
+    }
+
+    fn anywhere(&self, family: Family, blocks: &[IpNet]) -> Choice {
+        let wanted = self.addresses.iter().copied().find(|address| Family::of(*address) == family);
+        match wanted {
+            Some(address) => exactly(address, blocks),
+            None => {
+                let own = blocks.iter().filter(|block| Family::of_prefix(block) == family);
+                Choice { family, places: own.map(|block| Place::from(*block)).collect(), wanted: None }
+            }
+        }
+    }
+
+    fn of_set(&self, set: &[AddressRange], blocks: &[IpNet]) -> Option<Choice> {
+        let inside = |address: &IpAddr| set.iter().any(|range| range.contains(*address));
+        if let Some(address) = self.addresses.iter().copied().find(inside) {
+            return Some(exactly(address, blocks));
+        }
+        let places = set.iter().flat_map(|range| places(blocks, range)).collect();
+        Some(Choice { family: set.first()?.family(), places, wanted: None })
     }
 
     fn set_of(&self, address: IpAddr) -> Option<usize> {
@@ -162,6 +175,12 @@ pub struct Choice {
     pub wanted: Option<IpAddr>,
 }
 
+/// This address and no other.
+fn exactly(address: IpAddr, blocks: &[IpNet]) -> Choice {
+    let places = places(blocks, &AddressRange::single(address)).collect();
+    Choice { family: Family::of(address), places, wanted: Some(address) }
+}
+
 fn places(blocks: &[IpNet], range: &AddressRange) -> impl Iterator<Item = Place> {
     blocks.iter().filter_map(|block| Some(Place { block: *block, range: range.within(block)? }))
 }
@@ -176,7 +195,7 @@ fn cover_range(pools: &[Pool], range: &AddressRange, blocks: &mut BTreeSet<IpNet
     while let Some(block) = next.filter(|block| block.network() <= range.last()) {
         blocks.insert(block);
         if blocks.len() > MAX_COVERED_BLOCKS {
-            return Err(WishError::TooWide { blocks: count(pool, range) });
+            return Err(WishError::TooWide { range: *range, blocks: count(pool, range) });
         }
         next = AddressRange::new(block.broadcast(), range.last())
             .and_then(|rest| rest.addresses().nth(1))
@@ -254,10 +273,11 @@ mod tests {
     fn sixteen_blocks_are_the_most() {
         let wide = |last: &str| ranges(&[range("10.244.0.0", last)]).cover(&pools());
         assert_eq!(wide("10.244.15.255").map(|blocks| blocks.len()), Ok(16));
-        assert_eq!(wide("10.244.16.0"), Err(WishError::TooWide { blocks: 17 }));
-        assert_eq!(wide("10.244.255.255"), Err(WishError::TooWide { blocks: 256 }));
-        let v6 = ranges(&[AddressRange::of_prefix(&net("fd00:10:244::/48"))]);
-        assert_eq!(v6.cover(&pools()), Err(WishError::TooWide { blocks: 65_536 }));
+        let too_wide = |last, blocks| Err(WishError::TooWide { range: range("10.244.0.0", last), blocks });
+        assert_eq!(wide("10.244.16.0"), too_wide("10.244.16.0", 17));
+        assert_eq!(wide("10.244.255.255"), too_wide("10.244.255.255", 256));
+        let range = AddressRange::of_prefix(&net("fd00:10:244::/48"));
+        assert_eq!(ranges(&[range]).cover(&pools()), Err(WishError::TooWide { range, blocks: 65_536 }));
     }
 
     #[test]
@@ -310,12 +330,23 @@ mod tests {
             Place { block: blocks[2], range: range("10.244.7.0", "10.244.7.9") },
         ];
         assert_eq!(
-            wish.choices(&blocks),
+            wish.choices(&blocks, &[Family::V4, Family::V6].into()),
             [
                 Choice { family: Family::V4, places: vec![exact], wanted: Some(ip("10.244.5.15")) },
                 Choice { family: Family::V4, places: open.to_vec(), wanted: None },
             ]
         );
+    }
+
+    #[test]
+    fn without_ranges_a_pod_gets_one_address_of_each_family_and_the_requested_one_of_its_own() {
+        let blocks = ["10.244.5.0/24", "fd00:10:244:5::/64"].map(net);
+        let wish = AddressWish { addresses: vec![ip("10.244.5.9")], ..AddressWish::default() };
+        let choices = wish.choices(&blocks, &[Family::V4, Family::V6].into());
+        let wanted: Vec<_> = choices.iter().map(|choice| (choice.family, choice.wanted)).collect();
+        assert_eq!(wanted, [(Family::V4, Some(ip("10.244.5.9"))), (Family::V6, None)]);
+        assert_eq!(choices[1].places, [Place::from(blocks[1])]);
+        assert_eq!(AddressWish::default().choices(&blocks, &[Family::V6].into()).len(), 1);
     }
 
     proptest! {
@@ -328,7 +359,7 @@ mod tests {
             let covered = ranges(&[range]).cover(&pools());
             let blocks = usize::try_from((last >> 8) - (first >> 8)).unwrap() + 1;
             if blocks > MAX_COVERED_BLOCKS {
-                prop_assert_eq!(covered, Err(WishError::TooWide { blocks }));
+                prop_assert_eq!(covered, Err(WishError::TooWide { range, blocks }));
             } else {
                 let covered = covered.unwrap();
                 prop_assert_eq!(covered.len(), blocks);

@@ -7,7 +7,7 @@
 //! records ─> PortTable ──────┴─> Expected
 //! ```
 //!
-//! More than was recorded is no fault where others may add it: routes, and addresses of one link only. An interface
+//! More than was recorded is no fault: others may add routes and addresses. An interface
 //! that another plugin made is checked no further than what Culvert did to it: its rates and its host ports.
 
 mod finding;
@@ -188,9 +188,6 @@ fn pod_end(record: &Attachment, pod: &PodEnd) -> Vec<Finding> {
         address: *address,
         found: pod.addresses.clone(),
     }));
-    let strange = pod.addresses.iter().filter(|address| !record.addresses.contains(address));
-    let strange = strange.filter(|address| !is_link_local(address.addr()));
-    found.extend(strange.map(|address| Finding::AddressStrange { name: name(), address: *address }));
     let missing = record.routes.iter().filter(|route| !pod.routes.iter().any(|found| is_route(route, found)));
     found.extend(missing.map(|route| Finding::RouteMissing {
         name: name(),
@@ -198,14 +195,6 @@ fn pod_end(record: &Attachment, pod: &PodEnd) -> Vec<Finding> {
         found: pod.routes.iter().filter(|found| found.to.trunc() == route.to.trunc()).copied().collect(),
     }));
     found
-}
-
-/// Addresses that mean something on their link only: the kernel gives them by itself.
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    }
 }
 
 /// Whether a route that is there is the one that was asked for. A metric of 0 leaves the choice to the kernel.
@@ -510,24 +499,19 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_missing_or_of_another_length_or_strange_is_found() {
+    fn an_address_that_is_missing_or_of_another_length_is_found() {
         assert_eq!(
             messages(&after_pod(|pod| pod.addresses.retain(|address| address.addr().is_ipv6()))),
             ["the pod's interface eth0 should have the address 10.244.1.7/24 and has fd10::7/64: delete the pod"]
         );
         let found = after_pod(|pod| pod.addresses[0] = net("10.244.1.7/16"));
-        assert!(
-            matches!(found.as_slice(), [Finding::AddressMissing { .. }, Finding::AddressStrange { address, .. }] if *address == net("10.244.1.7/16")),
-            "{found:?}"
-        );
-        let strange = Finding::AddressStrange { name: "eth0".to_owned(), address: net("192.0.2.1/32") };
-        assert_eq!(after_pod(|pod| pod.addresses.push(net("192.0.2.1/32"))), [strange]);
+        assert!(matches!(found.as_slice(), [Finding::AddressMissing { .. }]), "{found:?}");
     }
 
     #[test]
-    fn link_local_addresses_and_further_routes_are_no_fault() {
+    fn further_addresses_and_routes_are_no_fault() {
         let found = after_pod(|pod| {
-            pod.addresses.extend([net("fe80::5/64"), net("169.254.1.1/16")]);
+            pod.addresses.extend([net("fe80::5/64"), net("169.254.1.1/16"), net("192.0.2.1/32")]);
             pod.routes.push(PodRoute::new(net("192.0.2.0/24"), None));
         });
         assert_eq!(found, []);
@@ -567,7 +551,7 @@ mod tests {
         assert_eq!(
             messages(&after_host(|host| host.rate = None)),
             [
-                "cvhost should hold traffic towards the pod to 8000000 bit/s with a burst of 20000 bytes and holds it to no rate: delete the pod"
+                "cvhost should hold traffic towards the pod (ingress) to 8000000 bit/s with a burst of 20000 bytes and holds it to no rate: delete the pod"
             ]
         );
         for other in [Rate { bits_per_second: 8_000_008, ..INGRESS }, Rate { burst_bytes: 20_003, ..INGRESS }] {
@@ -589,8 +573,8 @@ mod tests {
         assert_eq!(
             messages(&check(&free, &facts, &previous())),
             [
-                "cvhost should hold traffic towards the pod to no rate and holds it to 8000000 bit/s with a burst of 20000 bytes: delete the pod",
-                "traffic that comes in by cvhost should be redirected nowhere and is redirected to the link with index 9: delete the pod",
+                "cvhost should hold traffic towards the pod (ingress) to no rate and holds it to 8000000 bit/s with a burst of 20000 bytes: delete the pod",
+                "traffic that comes in by cvhost (egress of the pod) should be redirected nowhere and is redirected to the link with index 9: delete the pod",
             ]
         );
     }

@@ -31,7 +31,7 @@ use crate::attachments::{self, AttachmentError, Command};
 use crate::cluster_owner::{self, Command as ClusterCommand, CoverError};
 use crate::config::Config;
 use crate::metrics::Metrics;
-use answer::result_of;
+use answer::{after, result_of};
 
 /// Connections served at a time; further ones wait in the socket's backlog. Each holds at most one request.
 const CONNECTIONS: usize = 128;
@@ -186,9 +186,14 @@ async fn answer(request: Request, descriptors: Vec<OwnedFd>, server: &Server) ->
             if add.chained.is_none() {
                 cover(server, &add.wish).await?;
             }
+            let only_adds = add.chained.is_some();
             let attachment = attachments.request(|reply| Command::Add(Box::new(add), reply)).await.map_err(to_cni)?;
-            // Later in a chain the result is the one before; what was added to it cannot be said in a result.
-            let result = previous.unwrap_or_else(|| result_of(&attachment, dns));
+            let result = match previous {
+                // Host ports and rates cannot be said in a result.
+                Some(previous) if only_adds => previous,
+                Some(previous) => after(previous, result_of(&attachment, dns)),
+                None => result_of(&attachment, dns),
+            };
             result.to_reply(version).map_err(|error| CniError::new(error.code(), error.to_string()))
         }
         Verb::Del => {

@@ -9,7 +9,7 @@ pub(crate) mod nftables;
 pub(crate) mod route;
 pub(crate) mod traffic;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 
 /// Make it; refuse when it is there.
@@ -18,6 +18,8 @@ pub(crate) const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
 pub(crate) const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 /// Make it if it is missing.
 pub(crate) const KEEP: u16 = NLM_F_CREATE;
+/// Make it, besides what is there.
+pub(crate) const APPEND: u16 = NLM_F_CREATE | NLM_F_APPEND;
 /// Change or delete what is there.
 pub(crate) const CHANGE: u16 = 0;
 

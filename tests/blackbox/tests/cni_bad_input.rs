@@ -15,18 +15,21 @@ static NODE: SharedNode = SharedNode::new();
 const VERBS: [&str; 5] = ["ADD", "DEL", "CHECK", "GC", "STATUS"];
 
 /// Calls ADD once for each of these configurations, given as a field and its value, and checks that each is refused
-/// with its code and named, without a link of the node having been touched.
+/// with its code, without a link of the node or of the container having been touched.
 fn expect_refusals(single: &SingleNode, table: &[(&str, Value, u64)]) {
+    let sandbox = Sandbox::new(single, "till").unwrap();
     let watch = LinkWatch::begin(single.node()).unwrap();
     for (key, value, code) in table {
-        let sandbox = Sandbox::new(single, "till").unwrap().with(key, value.clone());
-        expect_refusal(&sandbox, *code, &format!("{key}: {value}"));
+        let mut config = sandbox.config();
+        config[*key] = value.clone();
+        let answer = sandbox.run(&sandbox.call("ADD").config(&config)).unwrap();
+        refusal(&answer, *code, &[]).unwrap_or_else(|error| panic!("{key}: {value}: {error}"));
     }
     assert_eq!(watch.finish().unwrap(), Vec::<String>::new());
+    expect_only_loopback(&sandbox);
 }
 
-fn expect_refusal(sandbox: &Sandbox, code: u64, what: &str) {
-    refusal(&sandbox.add().unwrap(), code, &[]).unwrap_or_else(|error| panic!("{what}: {error}"));
+fn expect_only_loopback(sandbox: &Sandbox) {
     let inside = sandbox.namespace().ip("-o link show").unwrap();
     assert_eq!(inside.lines().count(), 1, "only the loopback: {inside}");
 }
@@ -307,30 +310,28 @@ fn arguments_that_are_unknown_are_ignored_and_malformed_ones_refused() {
     sandbox.run(&unknown).unwrap().success().unwrap();
 }
 
-/// Asks for an address or a hardware address in each of the three ways a runtime has.
-fn in_three_ways(single: &SingleNode, address: Option<&str>, mac: Option<&str>) -> [Sandbox; 3] {
-    let plain = || Sandbox::new(single, "till").unwrap();
-    let asked = match (address, mac) {
-        (Some(address), _) => json!({"ips": [address]}),
-        (None, mac) => json!({"mac": mac}),
-    };
-    let arguments =
-        address.map_or_else(|| format!("MAC={}", mac.unwrap_or_default()), |address| format!("IP={address}"));
-    // One after another, because all have the same name.
-    [
-        plain().with("runtimeConfig", asked.clone()),
-        Sandbox::new(single, "till-2").unwrap().with("args", json!({"cni": asked})),
-        Sandbox::new(single, "till-3").unwrap().env("CNI_ARGS", &arguments),
-    ]
+/// Asks for an address or a hardware address in each of the three ways a runtime has, and expects a refusal.
+fn expect_refusals_in_three_ways(single: &SingleNode, asked: &Value, arguments: &str) {
+    let sandbox = Sandbox::new(single, "till").unwrap();
+    let [mut by_runtime, mut by_args] = [sandbox.config(), sandbox.config()];
+    by_runtime["runtimeConfig"] = asked.clone();
+    by_args["args"] = json!({"cni": asked});
+    let calls = [
+        sandbox.call("ADD").config(&by_runtime),
+        sandbox.call("ADD").config(&by_args),
+        sandbox.call("ADD").env("CNI_ARGS", arguments),
+    ];
+    for call in calls {
+        refusal(&sandbox.run(&call).unwrap(), 7, &[]).unwrap_or_else(|error| panic!("{arguments}: {error}"));
+        expect_only_loopback(&sandbox);
+    }
 }
 
 #[test]
 fn a_malformed_hardware_address_is_refused_in_each_way_of_asking() {
     let single = NODE.running().unwrap();
     for mac in ["zork", "0a:58:0a:f4:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"] {
-        for sandbox in in_three_ways(&single, None, Some(mac)) {
-            expect_refusal(&sandbox, 7, mac);
-        }
+        expect_refusals_in_three_ways(&single, &json!({"mac": mac}), &format!("MAC={mac}"));
     }
 }
 
@@ -342,9 +343,7 @@ fn an_address_that_is_none_or_lies_outside_the_pool_is_refused_in_each_way_of_as
     let gateway = address_in(&held, 1).unwrap().to_string();
     let broadcast = held.broadcast().to_string();
     for address in ["zork", "192.0.2.7", "2001:db8::7", &network, &gateway, &broadcast] {
-        for sandbox in in_three_ways(&single, Some(address), None) {
-            expect_refusal(&sandbox, 7, address);
-        }
+        expect_refusals_in_three_ways(&single, &json!({"ips": [address]}), &format!("IP={address}"));
     }
 }
 

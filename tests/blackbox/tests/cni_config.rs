@@ -241,10 +241,10 @@ fn other_routes_are_made_and_told() {
 #[test]
 fn a_range_outside_the_pools_is_refused_and_named() {
     let single = NODE.running().unwrap();
-    for subnet in ["192.0.2.0/24", "2001:db8:9999::/64"] {
+    for (subnet, named) in [("192.0.2.0/24", "192.0.2.1-192.0.2.254"), ("2001:db8:9999::/64", "2001:db8:9999::1-")] {
         let ipam = json!({"type": "host-local", "ranges": [[{"subnet": subnet}]]});
         let sandbox = Sandbox::new(&single, "till").unwrap().with("ipam", ipam);
-        refusal(&sandbox.add().unwrap(), 7, &[subnet]).unwrap();
+        refusal(&sandbox.add().unwrap(), 7, &[named]).unwrap();
     }
 }
 
@@ -253,7 +253,7 @@ fn a_range_of_more_blocks_than_a_node_may_claim_is_refused_and_named() {
     let single = NODE.running().unwrap();
     let ipam = json!({"type": "host-local", "subnet": "10.244.0.0/16"});
     let sandbox = Sandbox::new(&single, "till").unwrap().with("ipam", ipam);
-    refusal(&sandbox.add().unwrap(), 7, &["10.244.0.0/16", "16"]).unwrap();
+    refusal(&sandbox.add().unwrap(), 7, &["10.244.0.1-10.244.255.254", "256", "16"]).unwrap();
 }
 
 #[test]

@@ -99,7 +99,7 @@ fn a_udp_port_is_reached_from_outside_and_from_the_node() {
 #[test]
 fn an_sctp_port_is_a_rule_until_del() {
     let single = NODE.running().unwrap();
-    let rules = || single.node().namespace().run("nft list ruleset").unwrap();
+    let rules = || single.node().namespace().run("nft --stateless list ruleset").unwrap();
     let before = rules();
     let sandbox = mapped(&single, "till", json!([mapping("sctp")]));
     let with = rules();

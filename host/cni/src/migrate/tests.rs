@@ -70,7 +70,7 @@ fn the_conflist_of_the_guides_becomes_one_plugin() {
         ]
     );
     let attention = texts(&migration, NoteKind::Attention);
-    assert!(attention.len() == 1 && attention[0].contains("drain the node"), "{attention:?}");
+    assert!(attention.len() == 1 && attention[0].contains("(ip link delete cni0)"), "{attention:?}");
 }
 
 #[test]

@@ -82,16 +82,6 @@ pub enum Finding {
         /// Those that are there.
         found: Vec<IpNet>,
     },
-    /// The pod end has an address that nobody gave it.
-    #[error(
-        "the pod's interface {name} has the address {address}, which was not given to it: remove it inside the pod or delete the pod"
-    )]
-    AddressStrange {
-        /// Its name.
-        name: String,
-        /// The address.
-        address: IpNet,
-    },
     /// A route is missing inside the pod.
     #[error(
         "the pod should have the route {} by its interface {name} and has {}: delete the pod",
@@ -108,7 +98,7 @@ pub enum Finding {
     },
     /// Traffic towards the pod, or away from it, is not held to its rate.
     #[error(
-        "{link} should hold traffic {direction} the pod to {} and holds it to {}: delete the pod",
+        "{link} should hold traffic {direction} to {} and holds it to {}: delete the pod",
         limit(expected),
         limit(found)
     )]
@@ -138,7 +128,7 @@ pub enum Finding {
     },
     /// Traffic from the pod does not take the way through the ifb, or takes one that nobody recorded.
     #[error(
-        "traffic that comes in by {name} should be redirected {} and is redirected {}: delete the pod",
+        "traffic that comes in by {name} (egress of the pod) should be redirected {} and is redirected {}: delete the pod",
         redirected(*expected),
         redirected(*found)
     )]
@@ -247,8 +237,8 @@ pub enum Direction {
 impl std::fmt::Display for Direction {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str(match self {
-            Self::Ingress => "towards",
-            Self::Egress => "from",
+            Self::Ingress => "towards the pod (ingress)",
+            Self::Egress => "from the pod (egress)",
         })
     }
 }

@@ -84,18 +84,10 @@ impl AttachmentsOwner {
         self.bridge.is_none() || self.families().into_iter().any(|family| self.blocks_of(family).is_empty())
     }
 
-    /// Where each address of a pod may come from: what it wishes, or anywhere, one address of each family.
+    /// Where each address of a pod may come from.
     fn choices(&self, wish: &AddressWish) -> Vec<Choice> {
-        if wish.is_empty() {
-            let anywhere = |family| Choice {
-                family,
-                places: self.blocks_of(family).into_iter().map(Place::from).collect(),
-                wanted: None,
-            };
-            return self.families().into_iter().map(anywhere).collect();
-        }
         let blocks: Vec<IpNet> = self.leases.blocks().copied().collect();
-        wish.choices(&blocks)
+        wish.choices(&blocks, &self.families())
     }
 
     /// The addresses of a pod, taken: all or none.

@@ -20,6 +20,12 @@ pub enum AttachmentError {
         /// Its host end.
         host_name: String,
     },
+    /// Something else gave the container an interface of that name.
+    #[error("container {} has an interface {} already, which Culvert did not make: remove it, or ask for another name", key.container_id, key.ifname)]
+    InterfaceThere {
+        /// The attachment.
+        key: AttachmentKey,
+    },
     /// No block of a family is held yet.
     #[error("this node holds no {family:?} block yet: {reason}; try again")]
     NoBlock {
@@ -114,7 +120,7 @@ impl AttachmentError {
             Self::Store(_) => Code::Store,
             Self::Kernel(_) | Self::Apply(_) | Self::NotRemoved { .. } => Code::Kernel,
             Self::Unknown { .. } => Code::UnknownContainer,
-            Self::Exists { .. } => Code::AlreadyAttached,
+            Self::Exists { .. } | Self::InterfaceThere { .. } => Code::AlreadyAttached,
             Self::Differs { .. } => Code::CheckFailed,
         }
     }

@@ -5,7 +5,7 @@ use culvert_core::attachment::{AddDecision, Attachment, AttachmentKey, Attachmen
 use culvert_core::attachment_plan::{PodNetwork, plan_add};
 use culvert_core::host_port::{self, PortTable};
 use culvert_core::plan::PodRoute;
-use culvert_kernel::PodNamespace;
+use culvert_kernel::{ApplyError, PodNamespace};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -88,7 +88,7 @@ impl AttachmentsOwner {
         let plan = plan_add(&attachment, network, &PortTable::of(self.attachments.values()));
         if let Err(error) = self.parts.kernel.apply(&plan, Some(namespace)).await {
             self.parts.metrics.kernel.planned("undone");
-            return Err(error.into());
+            return Err(refused(error, attachment.key));
         }
         self.parts.metrics.kernel.planned("applied");
         attachment.state = AttachmentState::Applied;
@@ -137,6 +137,16 @@ impl AttachmentsOwner {
         self.parts.store.put(Kind::Attachment, &key, attachment, Durability::Process)?;
         self.attachments.insert(attachment.key.clone(), attachment.clone());
         Ok(())
+    }
+}
+
+/// Whether the pod itself was in the way: its interface is the first thing that is made.
+fn refused(error: ApplyError, key: AttachmentKey) -> AttachmentError {
+    match error {
+        ApplyError::Refused { position: 0, ref source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
+            AttachmentError::InterfaceThere { key }
+        }
+        error => error.into(),
     }
 }
 

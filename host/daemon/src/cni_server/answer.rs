@@ -48,3 +48,17 @@ fn route_config(route: &PodRoute) -> RouteConfig {
         },
     }
 }
+
+/// A result after those of the plugins before: theirs stand in front.
+pub(super) fn after(previous: AddResult, mut own: AddResult) -> AddResult {
+    let before = previous.interfaces.len();
+    for ip in &mut own.ips {
+        ip.interface = ip.interface.map(|position| position + before);
+    }
+    AddResult {
+        interfaces: previous.interfaces.into_iter().chain(own.interfaces).collect(),
+        ips: previous.ips.into_iter().chain(own.ips).collect(),
+        routes: previous.routes.into_iter().chain(own.routes).collect(),
+        dns: if own.dns.is_empty() { previous.dns } else { own.dns },
+    }
+}

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use culvert_cni::code::Code;
 use culvert_cni::error::CniError;
 use culvert_cni::frame;
-use culvert_cni::ipam::RangeSet;
+use culvert_cni::ipam::{IpamKind, RangeSet};
 use culvert_cni::mac::MacAddress;
 use culvert_cni::netconf::AttachmentName;
 use culvert_cni::request::Request;
@@ -81,7 +81,7 @@ pub(super) fn add_request(
         hairpin: hairpin.unwrap_or(true),
         masquerade: masquerade.unwrap_or(config.network.masquerade),
         routes: request.config.routes(),
-        chained: request.config.previous.as_ref().map(|previous| chained(previous, &request)),
+        chained: chained(&request),
         pod: PodView {
             namespace: request.pod.namespace,
             name: request.pod.name,
@@ -118,7 +118,13 @@ pub(super) fn address_wish(request: &Request) -> Result<AddressWish, CniError> {
     let asked = &request.addresses;
     let sets = if asked.sets.is_empty() && asked.wanted.is_empty() { &request.config.sets } else { &asked.sets };
     let mut wish = AddressWish {
-        sets: sets.iter().map(ranges).collect(),
+        sets: match request.config.options.ipam.kind {
+            // Requested addresses take the place of static ones: no other family is added to them.
+            IpamKind::Static if sets.is_empty() => {
+                asked.wanted.iter().map(|address| vec![AddressRange::single(*address)]).collect()
+            }
+            IpamKind::Static | IpamKind::HostLocal | IpamKind::Own => sets.iter().map(ranges).collect(),
+        },
         addresses: asked.wanted.clone(),
         gateways: sets.iter().flatten().filter_map(|range| range.gateway).collect(),
     };
@@ -168,14 +174,16 @@ fn must_be_our_bridge(request: &Request, config: &Config) -> Result<(), CniError
     }
 }
 
-/// What a plugin before this one in the chain made.
-fn chained(previous: &AddResult, request: &Request) -> Chained {
+/// What a plugin before this one in the chain made, when that is the very interface asked for.
+fn chained(request: &Request) -> Option<Chained> {
+    let previous = request.config.previous.as_ref()?;
+    interface_of(previous, request)?;
     let host_links =
         previous.interfaces.iter().filter(|interface| interface.sandbox.as_deref().is_none_or(str::is_empty));
-    Chained {
+    Some(Chained {
         host_links: host_links.map(|interface| interface.name.clone()).collect(),
         addresses: addresses_of(previous, request),
-    }
+    })
 }
 
 /// The pod's own interface in a result.

@@ -59,7 +59,8 @@ pub(crate) fn remove(to: IpNet) -> Request {
     Request { message: RouteNetlinkMessage::DelRoute(message), flags: CHANGE }
 }
 
-/// Add a route inside a pod, through its link.
+/// Add a route inside a pod, through its link, after those that are there: a second interface leaves the first
+/// one's default route in force.
 pub(crate) fn pod(index: u32, route: &PodRoute) -> Request {
     let mut message = towards(route.to);
     message.header.table = RouteHeader::RT_TABLE_MAIN;
@@ -83,7 +84,7 @@ pub(crate) fn pod(index: u32, route: &PodRoute) -> Request {
     if !metrics.is_empty() {
         message.attributes.push(RouteAttribute::Metrics(metrics));
     }
-    Request { message: RouteNetlinkMessage::NewRoute(message), flags: CREATE }
+    Request { message: RouteNetlinkMessage::NewRoute(message), flags: APPEND }
 }
 
 /// What to ask to learn the way to an address.

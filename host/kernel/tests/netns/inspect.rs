@@ -199,10 +199,6 @@ fn pod_disturbances(record: &Attachment) -> Vec<Disturbance> {
             "ip link set eth0 mtu 1300",
             Finding::WrongMtu { name: name(), expected_bytes: 1_400, found_bytes: 1_300 },
         ),
-        in_pod(
-            "ip addr add 192.0.2.9/32 dev eth0",
-            Finding::AddressStrange { name: name(), address: net("192.0.2.9/32") },
-        ),
         in_pod("ip route del default", missing(0, Vec::new())),
         in_pod("ip route replace default via 10.244.1.9", missing(0, vec![elsewhere])),
         in_pod("ip route del 198.51.100.0/24", missing(1, Vec::new())),
