@@ -15,7 +15,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::address::family;
-use super::{CHANGE, CREATE, REPLACE, Request};
+use super::{APPEND, CHANGE, CREATE, REPLACE, Request};
 use crate::{ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY};
 
 /// The indexes of the links that routes name.
