@@ -45,21 +45,22 @@ use self::way::{SetUp, Way as _, Who};
 use super::Measured;
 use crate::screen::{self, Step};
 
-/// How much is measured. The defaults take about five minutes.
+/// How much is measured. The defaults take about five minutes. The bounds keep the pods of a way below 65,536, by which
+/// they are numbered.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct CniOptions {
     /// Of cni: pairs of ADD and DEL that the reference makes one after another; ours and the floor make three times as many.
-    #[arg(long, default_value_t = 60)]
-    rounds: usize,
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=5000))]
+    rounds: u16,
     /// Of cni: pods of the crowd beside which all of it is measured again; 0 for none.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(0..=1000))]
     pods: u16,
     /// Of cni: pods that come at the same time.
-    #[arg(long, default_value_t = 16)]
-    parallel: usize,
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=100))]
+    parallel: u16,
     /// Of cni: how many times they come.
-    #[arg(long, default_value_t = 6)]
-    waves: usize,
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=100))]
+    waves: u16,
 }
 
 /// Measures both set-ups.

@@ -21,7 +21,7 @@ pub(super) struct Report {
     /// Pods of the crowd.
     pub(super) crowd: u16,
     /// Callers at the same time.
-    pub(super) width: usize,
+    pub(super) width: u16,
     /// `/proc/loadavg` at the begin and at the end.
     pub(super) load: [String; 2],
 }

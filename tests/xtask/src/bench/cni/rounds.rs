@@ -95,7 +95,7 @@ impl<'a> Participant<'a> {
 /// **Errors** a call fails.
 pub(super) fn serial(
     participants: &[Participant<'_>],
-    rounds: usize,
+    rounds: u16,
     settler: &Settler,
     tell: &dyn Fn(&str),
 ) -> Result<Vec<Serial>> {
@@ -104,7 +104,7 @@ pub(super) fn serial(
     for round in 0..rounds {
         tell(&format!("round {} of {rounds}", round + 1));
         for turn in 0..participants.len() {
-            let index = (round + turn) % participants.len();
+            let index = (usize::from(round) + turn) % participants.len();
             let (Some(participant), Some(namespace), Some(serial)) =
                 (participants.get(index), namespaces.get(index), all.get_mut(index))
             else {
@@ -143,8 +143,8 @@ fn pair(participant: &Participant<'_>, namespace: &PodNamespace, settler: &Settl
 /// **Errors** a call fails.
 pub(super) fn parallel(
     participants: &[Participant<'_>],
-    waves: usize,
-    width: usize,
+    waves: u16,
+    width: u16,
     settler: &Settler,
     tell: &dyn Fn(&str),
 ) -> Result<Vec<Parallel>> {
