@@ -78,7 +78,7 @@ fn an_address_that_is_taken_is_refused_and_stays_with_its_holder() {
 #[test]
 fn a_requested_hardware_address_is_given_in_each_way_of_asking() {
     let single = NODE.running().unwrap();
-    let macs = ["0a:58:00:00:00:01", "0a:58:00:00:00:02", "0a:58:00:00:00:03", "0a:58:00:00:00:04"];
+    let macs = ["0a:58:00:00:07:01", "0a:58:00:00:07:02", "0a:58:00:00:07:03", "0a:58:00:00:07:04"];
     let [first, second, third, fourth] = macs;
     let plain = |name: &str| Sandbox::new(&single, name).unwrap();
     let args = |mac: &str| json!({"cni": {"mac": mac}});
@@ -87,7 +87,7 @@ fn a_requested_hardware_address_is_given_in_each_way_of_asking() {
         (plain("till-2").with("args", args(second)), second),
         (plain("till-3").env("CNI_ARGS", &format!("MAC={third}")), third),
         (
-            plain("till-4").asking("mac", fourth).with("args", args(first)).env("CNI_ARGS", "MAC=0a:58:00:00:00:09"),
+            plain("till-4").asking("mac", fourth).with("args", args(first)).env("CNI_ARGS", "MAC=0a:58:00:00:07:09"),
             fourth,
         ),
     ];

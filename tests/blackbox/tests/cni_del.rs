@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use culvert_blackbox::attachments::{host_end, host_ends, leases, refusal};
+use culvert_blackbox::attachments::{host_end, host_ends, leases};
 use culvert_blackbox::rates::rates_in_force;
 use culvert_lab::cni::Answer;
 use culvert_lab::{Node, Sandbox, SharedNode, SingleNode, Snapshot, wait};

@@ -142,12 +142,9 @@ impl AttachmentsOwner {
 
 /// Whether the pod itself was in the way: its interface is the first thing that is made.
 fn refused(error: ApplyError, key: AttachmentKey) -> AttachmentError {
-    match error {
-        ApplyError::Refused { position: 0, ref source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
-            AttachmentError::InterfaceThere { key }
-        }
-        error => error.into(),
-    }
+    let exists = rustix::io::Errno::EXIST.raw_os_error();
+    let there = error.errno() == Some(exists) && matches!(&error, ApplyError::Refused { position: 0, .. });
+    if there { AttachmentError::InterfaceThere { key } } else { error.into() }
 }
 
 /// A route of the configuration, as the pod gets it.
