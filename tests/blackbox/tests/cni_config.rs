@@ -113,7 +113,11 @@ fn the_conflists_of_the_guides_are_migrated_in_place_and_work_with_ports_and_lim
         assert_eq!(rates_in_force(single.node()).unwrap(), [1_000_000]);
         let _serving = sandbox.vantage().serve().unwrap();
         let reached = single.node().host().addresses[0];
-        assert!(single.node().vantage().connect(reached, 8080).unwrap().connected);
+        let bound = std::time::Duration::from_secs(30);
+        culvert_lab::wait::until_true("the host port to lead to the pod", bound, || {
+            Ok(single.node().vantage().connect(reached, 8080)?.connected)
+        })
+        .unwrap();
     }
 }
 
