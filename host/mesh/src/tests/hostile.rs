@@ -130,6 +130,14 @@ async fn packets_on_a_newer_stream_wait_for_the_rest_of_the_older_one() {
     node.table.store(table(0, &nodes).into());
     let packet = |text: &[u8]| record([10, 244, 2, 2], [10, 244, 1, 2], text);
     let mut older = hostile.open(Lane::Data).await;
+    hostile
+        .until(async {
+            // Only a stream that is being read already is waited for: heads of two may arrive in either order.
+            older.write_all(&frame(&packet(b"before"))).await.unwrap();
+            older.flush().await.unwrap();
+            assert_eq!(node.receive().await, packet(b"before"));
+        })
+        .await;
     let mut newer = hostile.open(Lane::Data).await;
     hostile
         .until(async {
