@@ -25,7 +25,10 @@ fn expect_refusals(single: &SingleNode, table: &[(&str, Value, u64)]) {
         let answer = sandbox.run(&sandbox.call("ADD").config(&config)).unwrap();
         refusal(&answer, *code, &[]).unwrap_or_else(|error| panic!("{key}: {value}: {error}"));
     }
-    assert_eq!(watch.finish().unwrap(), Vec::<String>::new());
+    let mut touched = watch.finish().unwrap();
+    // The last pod of a test before takes the bridge's carrier along, a moment after it is gone.
+    touched.retain(|line| !line.contains(": cni0: <NO-CARRIER"));
+    assert_eq!(touched, Vec::<String>::new());
     expect_only_loopback(&sandbox);
 }
 
