@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::attachment::Attachment;
+use crate::attachment::{Attachment, AttachmentState};
 use crate::host_port::{PortKey, PortTable, PortTarget};
 use crate::plan::{Plan, Step};
 
@@ -19,10 +19,11 @@ pub struct NatElements {
 }
 
 impl NatElements {
-    /// What follows from these records.
+    /// What follows from these records. One that is being taken down needs nothing any more.
     #[must_use]
     pub fn of<'a>(records: impl IntoIterator<Item = &'a Attachment> + Clone) -> Self {
-        let unmasqueraded = records.clone().into_iter().flat_map(unmasqueraded).collect();
+        let stays = |record: &&Attachment| record.state != AttachmentState::Deleting;
+        let unmasqueraded = records.clone().into_iter().filter(stays).flat_map(unmasqueraded).collect();
         Self { ports: PortTable::of(records).elements(), unmasqueraded }
     }
 

@@ -139,6 +139,8 @@ pub enum Command {
     },
     /// The bridge's index.
     SetBridge(u32),
+    /// Somebody changed the packet filter: set what is missing of host ports and exemptions.
+    SetElements,
     /// The bandwidth policy changed: ask again for every pod.
     Reshape,
     /// What the admin API shows.
@@ -276,6 +278,7 @@ impl AttachmentsOwner {
             Command::Ready(wish, reply) => answer(reply, self.ready(&wish)),
             Command::SetBlocks { usable, all, pools } => self.set_blocks(usable, all, pools).await,
             Command::SetBridge(index) => self.set_bridge(index).await,
+            Command::SetElements => self.set_elements().await,
             Command::Reshape => self.reshape_all().await,
             Command::Leases(reply) => {
                 let leases = self.view_leases().await;

@@ -323,7 +323,7 @@ impl ClusterOwner {
 
     fn on_kernel_change(&mut self, change: KernelChange) {
         match change {
-            // Ours to repair, and costly to look at: no pod's coming or going touches them.
+            // Ours to repair, and costly to look at: what comes and goes with pods is not reported as a change.
             KernelChange::Rules | KernelChange::Firewall => self.work.ensure = true,
             KernelChange::Links | KernelChange::Addresses | KernelChange::Routes => {}
         }

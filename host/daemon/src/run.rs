@@ -186,11 +186,13 @@ impl Started {
         let counted = mesh.clone();
         self.metrics.watch_tunnel(move || tunnel_counters(&counted));
         let (low, low_families) = mpsc::channel(LOW_FAMILIES);
+        let kernel = Kernel::open().await?;
+        let kernel_changes = watch_kernel(&kernel)?;
         let (in_use, addresses_in_use) = watch::channel(BTreeSet::new());
         let attachments = AttachmentsOwner::start(attachments::Parts {
             config: Arc::clone(config),
             store: self.store.clone(),
-            kernel: Kernel::open().await?,
+            kernel,
             remover: LinkRemover::start()?,
             policies: Arc::clone(&self.policies),
             metrics: self.metrics.clone(),
@@ -217,7 +219,7 @@ impl Started {
             live,
         };
         let sources =
-            cluster_owner::Sources { mesh: mesh_events, kernel: watch_kernel()?, facts, in_use: addresses_in_use };
+            cluster_owner::Sources { mesh: mesh_events, kernel: kernel_changes, facts, in_use: addresses_in_use };
         let cluster = ClusterOwner::start(parts, sources).await?;
         tokio::spawn(ask_for_blocks(low_families, cluster.clone()));
         Ok(Node { mesh, attachments, cluster, live: live_topology })
@@ -271,8 +273,9 @@ fn random_text(source: &Path) -> anyhow::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn watch_kernel() -> anyhow::Result<mpsc::Receiver<KernelChange>> {
-    let mut watch = culvert_kernel::watch()?;
+/// What is changed by others than the owner of that handle.
+fn watch_kernel(kernel: &Kernel) -> anyhow::Result<mpsc::Receiver<KernelChange>> {
+    let mut watch = kernel.watch()?;
     let (sender, changes) = mpsc::channel(KERNEL_CHANGES);
     tokio::spawn(async move {
         loop {

@@ -432,14 +432,12 @@ fn quiet_host_ends(plan: &Plan) -> Result<(), (usize, SysctlError)> {
         let Step::CreateVeth(veth) = step else {
             continue;
         };
-        for (key, value) in [("accept_ra", "0"), ("disable_ipv6", "1")] {
-            match Sysctl::link("ipv6", &veth.host_name, key).ensure(value) {
-                Ok(_) => {}
-                Err(error @ SysctlError::ReadOnly { .. }) => {
-                    tracing::debug!(%error, "the firewall alone keeps router advertisements out")
-                }
-                Err(error @ SysctlError::Failed { .. }) => return Err((position, error)),
+        match Sysctl::link("ipv6", &veth.host_name, "disable_ipv6").ensure("1") {
+            Ok(_) => {}
+            Err(error @ SysctlError::ReadOnly { .. }) => {
+                tracing::debug!(%error, "the firewall alone keeps router advertisements out")
             }
+            Err(error @ SysctlError::Failed { .. }) => return Err((position, error)),
         }
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! Many netlink requests in one send, each answer matched to its request by sequence number.
 //!
-//! The kernel works a send off before it returns, goes on after a request that failed, and has queued one
-//! acknowledgement for each by then. So one send costs one system call, and it is known afterwards which
-//! requests succeeded.
+//! The kernel works a send off before it returns, and goes on after a request that failed. It reports every failure,
+//! and a success only where an acknowledgement was asked for: so that of the last request says that all before it were
+//! worked off, and one send is answered by one datagram.
 
 mod dump;
 
@@ -50,6 +50,8 @@ pub(crate) type Answer = Result<(), Refusal>;
 /// A netlink socket used for batched sends and for lists.
 pub(crate) struct Channel<S> {
     socket: S,
+    /// The socket's address; 0 when somebody else opened it.
+    port: u32,
     sequence: u32,
 }
 
@@ -57,11 +59,16 @@ impl Channel<Socket> {
     /// A socket of that netlink protocol in the calling thread's network namespace.
     pub(crate) fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.set_cap_ack(true)?;
         // Old kernels do not give texts; the error number is enough to go on.
         let _no_texts = socket.set_ext_ack(true);
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, port, sequence: 0 })
+    }
+
+    /// The socket's address: by it the kernel names who changed something.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
     }
 }
 
@@ -75,7 +82,7 @@ impl Channel<OwnedFd> {
         if rustix::net::sockopt::socket_protocol(&socket)?.is_some() {
             return Err(wrong("it is not a NETLINK_ROUTE socket"));
         }
-        let mut channel = Self { socket, sequence: 0 };
+        let mut channel = Self { socket, port: 0, sequence: 0 };
         let mut buffer = vec![0; ANSWER_BYTES];
         for _ in 0..LEFTOVERS_MAX {
             if channel.receive(&mut buffer)?.is_none() {
@@ -91,15 +98,23 @@ impl<S: AsFd> Channel<S> {
     ///
     /// **Errors** of the socket itself; then nothing is known about any of the requests.
     pub(crate) fn send(&mut self, requests: Vec<Request>) -> io::Result<Vec<Answer>> {
-        let flagged = |request: Request| (request.message, NLM_F_REQUEST | NLM_F_ACK | request.flags);
-        let answers = self.exchange(requests.into_iter().map(flagged).collect())?;
-        answers
-            .into_iter()
-            .collect::<Option<Vec<Answer>>>()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not acknowledge every request"))
+        let last = requests.len().saturating_sub(1);
+        let flagged = |(place, request): (usize, Request)| {
+            let acknowledged = if place == last { NLM_F_ACK } else { 0 };
+            (request.message, NLM_F_REQUEST | acknowledged | request.flags)
+        };
+        let answers = self.exchange(requests.into_iter().enumerate().map(flagged).collect())?;
+        if answers.last() == Some(&None) {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the kernel did not acknowledge the last request",
+            ));
+        }
+        Ok(answers.into_iter().map(|answer| answer.unwrap_or(Ok(()))).collect())
     }
 
-    /// Send messages in one go, each with its flags, and return the answers that came, in the same order.
+    /// Send messages in one go, each with its flags, and return the answers that came, in the same order: all failures,
+    /// and the acknowledgements that were asked for.
     ///
     /// **Errors** of the socket itself; then nothing is known about any of the messages.
     pub(crate) fn exchange<M>(&mut self, messages: Vec<(M, u16)>) -> io::Result<Vec<Option<Answer>>>
@@ -108,11 +123,12 @@ impl<S: AsFd> Channel<S> {
     {
         let first = self.sequence.wrapping_add(1);
         let mut answers: Vec<Option<Answer>> = vec![None; messages.len()];
-        let mut missing = messages.len();
+        // Answers come in the order of their messages.
+        let last = messages.iter().rposition(|(_, flags)| flags & NLM_F_ACK != 0);
         let bytes: Vec<u8> = messages.into_iter().flat_map(|(message, flags)| self.encode(message, flags)).collect();
         rustix::net::send(&self.socket, &bytes, SendFlags::empty())?;
         let mut buffer = vec![0; ANSWER_BYTES];
-        while missing > 0 {
+        while last.is_none_or(|last| answers.get(last) == Some(&None)) {
             let Some(length) = self.receive(&mut buffer)? else {
                 break;
             };
@@ -120,7 +136,6 @@ impl<S: AsFd> Channel<S> {
                 let place = sequence.wrapping_sub(first) as usize;
                 if let Some(slot @ None) = answers.get_mut(place) {
                     *slot = Some(answer);
-                    missing -= 1;
                 }
             }
         }
@@ -150,6 +165,12 @@ impl<S: AsFd> Channel<S> {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// Whether every message of a datagram names one of these sockets as who caused it.
+pub(crate) fn is_caused_by(ports: &[u32], datagram: &[u8]) -> bool {
+    let mut causes = dump::messages(datagram).map(|message| number_32(message, 12)).peekable();
+    causes.peek().is_some() && causes.all(|cause| ports.contains(&cause))
 }
 
 /// The acknowledgements in a datagram, with their sequence numbers. Anything else in it is skipped.
@@ -230,6 +251,18 @@ mod tests {
         datagram.extend(acknowledgement(8, libc::EEXIST, FLAG_CAPPED | FLAG_ATTRIBUTES, &words));
         let refusal = Refusal { errno: libc::EEXIST, text: "in use".into() };
         assert_eq!(decode(&datagram), [(7, Ok(())), (8, Err(refusal))]);
+    }
+
+    #[test]
+    fn a_datagram_is_ours_when_all_of_it_is() {
+        let from = |port: u32| {
+            let mut bytes = acknowledgement(7, 0, FLAG_CAPPED, &[]);
+            bytes[12..16].copy_from_slice(&port.to_ne_bytes());
+            bytes
+        };
+        assert!(is_caused_by(&[5, 6], &[from(5), from(6)].concat()));
+        assert!(!is_caused_by(&[5], &[from(5), from(6)].concat()));
+        assert!(!is_caused_by(&[5], &[]));
     }
 
     proptest! {

@@ -8,7 +8,7 @@
 //! Plan     ─> Kernel::apply ──────> one batched send a namespace, or undone    (apply, batch, message, nat_table)
 //! kernel   ─> Kernel::observe ────> links, our routes, the underlay            (observe)
 //! kernel   ─> Kernel::nat_elements > host ports, exempt addresses              (nat_table)
-//! kernel   ─> watch ──────────────> something changed, look again              (watch)
+//! kernel   ─> Kernel::watch ──────> somebody changed something, look again      (watch)
 //! kernel   ─> Kernel::inspect ────> one attachment as it is, for a CHECK        (inspect)
 //! ```
 //!
@@ -55,7 +55,7 @@ pub use crate::observe::{Link, Observed, OnLink};
 pub use crate::remover::LinkRemover;
 pub use crate::sysctl::SysctlError;
 pub use crate::tun::{Offloads, Tun, TunError, open_tun};
-pub use crate::watch::{KernelChange, Watch, watch};
+pub use crate::watch::{KernelChange, Watch};
 
 use crate::batch::Channel;
 use crate::nat_table::NatTable;
@@ -133,15 +133,15 @@ impl Kernel {
 
     /// Make the node what `spec` says: TUN, bridge, gateway addresses, sysctls, rules, firewall, NAT table.
     ///
-    /// What is right already is not touched, so calling it again disrupts nothing; the rules of the NAT table are
-    /// replaced in one transaction, and its elements stay. It makes the TUN when [`open_tun`] has not been called
+    /// What is right already is not touched, so calling it again disrupts nothing; when the rules of the NAT table
+    /// differ they are replaced in one transaction, and its elements stay. It makes the TUN when [`open_tun`] has not been called
     /// yet.
     ///
     /// **Errors** [`KernelError`]; what was set up by then stays, and a later call goes on from there.
     pub async fn ensure_node(&mut self, spec: &NodeSpec) -> Result<NodeLinks, KernelError> {
         node::check_names(spec)?;
         self.names = LinkNames { bridge: spec.bridge.clone(), tun: spec.tun.clone() };
-        node::ensure(&mut self.rtnl, spec).await
+        node::ensure(&mut self.rtnl, &self.nat, spec).await
     }
 
     /// Take everything of ours away, pod links included, and touch nothing else.
@@ -183,6 +183,14 @@ impl Kernel {
         tokio::task::spawn_blocking(list).await?.map_err(nat_failed("list the elements of the NAT table"))
     }
 
+    /// Watch what others change in the calling thread's network namespace. The elements that this handle changes are
+    /// no change in that sense, nor are the links of pods.
+    ///
+    /// **Errors** [`KernelError::Open`]. Needs a tokio runtime.
+    pub fn watch(&self) -> Result<Watch, KernelError> {
+        watch::watch(self.nat.lock().unwrap_or_else(PoisonError::into_inner).port())
+    }
+
     /// Whether an on-link next hop answers.
     ///
     /// Unless its entry is fresh the kernel is asked to find out, so that the next call knows.
@@ -212,6 +220,12 @@ impl Kernel {
     pub async fn firewall_stands(&mut self, spec: &NodeSpec) -> Result<bool, KernelError> {
         node::check_names(spec)?;
         let firewall = firewall::Wanted::new(spec, sysctl::has_ipv6());
+        let (nat, bridge) = (Arc::clone(&self.nat), spec.bridge.clone());
+        let nat_stands = move || nat.lock().unwrap_or_else(PoisonError::into_inner).rules_stand(&bridge);
+        let nat_stands = tokio::task::spawn_blocking(nat_stands).await?;
+        if !nat_stands.map_err(nat_failed("list the rules of the NAT table"))? {
+            return Ok(false);
+        }
         Ok(tokio::task::spawn_blocking(move || firewall.stands()).await??)
     }
 

@@ -9,6 +9,7 @@ mod ruleset;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use culvert_core::address::Family;
 use culvert_core::host_port::{PortKey, PortTarget};
@@ -19,11 +20,11 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use crate::batch::{Answer, Channel, Refusal, SEND_MAX};
-use crate::message::nftables::{self, Element, Operation};
+use crate::message::nftables::{self, Element, Operation, Rule, rule};
 use crate::sysctl::has_ipv6;
 
 pub use ruleset::NatTableError;
-pub(crate) use ruleset::load;
+use ruleset::{Rules, load};
 
 /// How often a transaction is tried that found elements other than it expected. Once would do, unless somebody
 /// else writes into the table at the same time.
@@ -147,6 +148,26 @@ pub(crate) struct NatTable {
     channel: Channel<Socket>,
 }
 
+/// Set the rules, unless they stand already. Whether they are in force: a kernel may lack what they need.
+///
+/// **Errors** [`NatTableError`] when they cannot be set for another reason.
+pub(crate) fn ensure(nat: &Mutex<NatTable>, bridge: &str) -> Result<bool, NatTableError> {
+    let stand = nat.lock().unwrap_or_else(PoisonError::into_inner).rules_stand(bridge);
+    match stand {
+        Ok(true) => return Ok(true),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, "the rules of the NAT table cannot be listed; they are set again"),
+    }
+    match load(bridge) {
+        Ok(()) => Ok(true),
+        Err(error @ NatTableError::Refused { .. }) => {
+            tracing::error!(%error, "pods cannot have host ports, nor ipMasq false, on this node");
+            Ok(false)
+        }
+        Err(error @ (NatTableError::Missing | NatTableError::Unusable(_))) => Err(error),
+    }
+}
+
 impl NatTable {
     /// Open the socket, in the calling thread's network namespace.
     pub(crate) fn open() -> io::Result<Self> {
@@ -216,6 +237,25 @@ impl NatTable {
         answers.take(count).collect::<Option<Vec<Answer>>>().ok_or_else(|| {
             io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not acknowledge every operation")
         })
+    }
+
+    /// The address of the socket: by it the kernel names who changed something.
+    pub(crate) fn port(&self) -> u32 {
+        self.channel.port()
+    }
+
+    /// Whether the rules are as they are set. Changes nothing.
+    pub(crate) fn rules_stand(&mut self, bridge: &str) -> io::Result<bool> {
+        for family in families() {
+            let messages = self.channel.dump(&nftables::list_rules(family))?;
+            // One that cannot be read is not ours.
+            let found: Vec<_> =
+                messages.iter().map(|message| message.as_ref().map_or_else(|_| Some(Rule::default()), rule)).collect();
+            if !Rules::of(family, bridge).stand_among(&found.into_iter().flatten().collect::<Vec<_>>()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Every element that is there. A table that is not there has none.

@@ -22,7 +22,7 @@ use rtnetlink::IpVersion;
 
 use crate::error::KernelError;
 use crate::message::{address, link, route};
-use crate::nat_table::{self, NatTable, NatTableError};
+use crate::nat_table::{self, NatTable};
 use crate::observe::{self, UnderlayView, facts};
 use crate::rtnl::Rtnl;
 use crate::sysctl::{Sysctl, SysctlError, has_ipv6};
@@ -69,7 +69,11 @@ pub(crate) fn check_names(spec: &NodeSpec) -> Result<(), KernelError> {
 }
 
 /// See [`crate::Kernel::ensure_node`].
-pub(crate) async fn ensure(rtnl: &mut Rtnl, spec: &NodeSpec) -> Result<NodeLinks, KernelError> {
+pub(crate) async fn ensure(
+    rtnl: &mut Rtnl,
+    nat: &Arc<Mutex<NatTable>>,
+    spec: &NodeSpec,
+) -> Result<NodeLinks, KernelError> {
     let ipv6 = has_ipv6();
     let wants_ipv6 = spec.gateways.iter().chain(&spec.cluster_prefixes).find(|prefix| prefix.addr().is_ipv6());
     if let Some(prefix) = wants_ipv6
@@ -80,7 +84,8 @@ pub(crate) async fn ensure(rtnl: &mut Rtnl, spec: &NodeSpec) -> Result<NodeLinks
     // The firewall goes first: no packet of a pod or a peer meets a node without it.
     let firewall = firewall::Wanted::new(spec, ipv6);
     tokio::task::spawn_blocking(move || firewall.ensure()).await??;
-    let guarded = ensure_nat_table(spec, ipv6).await?;
+    let (nat, bridge) = (Arc::clone(nat), spec.bridge.clone());
+    let guarded = tokio::task::spawn_blocking(move || nat_table::ensure(&nat, &bridge)).await??;
     let tun_index = ensure_tun(rtnl, spec, ipv6).await?;
     let bridge_index = ensure_bridge(rtnl, spec, ipv6).await?;
     if guarded {
@@ -94,19 +99,6 @@ pub(crate) async fn ensure(rtnl: &mut Rtnl, spec: &NodeSpec) -> Result<NodeLinks
         ensure_rule(rtnl, IpVersion::V6, AddressFamily::Inet6).await?;
     }
     Ok(NodeLinks { bridge_index, tun_index })
-}
-
-/// Set the rules of the NAT table; whether they are in force.
-async fn ensure_nat_table(spec: &NodeSpec, ipv6: bool) -> Result<bool, KernelError> {
-    let bridge = spec.bridge.clone();
-    match tokio::task::spawn_blocking(move || nat_table::load(&bridge, ipv6)).await? {
-        Ok(()) => Ok(true),
-        Err(error @ NatTableError::Refused { .. }) => {
-            tracing::error!(%error, "pods cannot have host ports, nor ipMasq false, on this node");
-            Ok(false)
-        }
-        Err(error @ (NatTableError::Missing | NatTableError::Unusable(_))) => Err(error.into()),
-    }
 }
 
 /// Let the node reach host ports at 127.0.0.1: packets from there may leave by the bridge, and their replies come

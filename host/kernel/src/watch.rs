@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::StreamExt;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteHeader, RouteMessage};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
@@ -22,9 +23,10 @@ use rtnetlink::MulticastGroup;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::ROUTE_TABLE;
+use crate::batch::is_caused_by;
 use crate::error::KernelError;
 use crate::message::route::table;
+use crate::{POD_LINK_PREFIX, ROUTE_TABLE};
 
 /// The kinds of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,10 +107,8 @@ impl Watch {
     }
 }
 
-/// Start watching the calling thread's network namespace.
-///
-/// **Errors** [`KernelError::Open`]. Needs a tokio runtime.
-pub fn watch() -> Result<Watch, KernelError> {
+/// See [`crate::Kernel::watch`]. `own_port` is the socket whose changes of the packet filter are our own.
+pub(crate) fn watch(own_port: u32) -> Result<Watch, KernelError> {
     let (connection, _handle, mut messages) =
         rtnetlink::new_multicast_connection(&GROUPS).map_err(KernelError::Open)?;
     let pending = Arc::new(Pending::default());
@@ -122,7 +122,7 @@ pub fn watch() -> Result<Watch, KernelError> {
             }
         }
     });
-    let firewall = tokio::spawn(watch_firewall(firewall_socket()?, Arc::clone(&pending)));
+    let firewall = tokio::spawn(watch_firewall(firewall_socket()?, own_port, Arc::clone(&pending)));
     Ok(Watch { pending, tasks: vec![tokio::spawn(connection), reader, firewall] })
 }
 
@@ -134,10 +134,11 @@ fn firewall_socket() -> Result<TokioSocket, KernelError> {
     Ok(socket)
 }
 
-/// Whatever comes on that socket, even a lost message, is a change.
-async fn watch_firewall(socket: TokioSocket, pending: Arc<Pending>) {
+/// Whatever comes on that socket, even a lost message, is a change, unless we made it.
+async fn watch_firewall(socket: TokioSocket, own_port: u32, pending: Arc<Pending>) {
     loop {
         match socket.recv_from_full().await {
+            Ok((datagram, _)) if is_caused_by(&[own_port], &datagram) => {}
             Ok(_) => pending.add([KernelChange::Firewall]),
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => pending.add([KernelChange::Firewall]),
             Err(error) => {
@@ -156,6 +157,8 @@ fn kinds_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Vec<KernelChange> 
         _ => return Vec::new(),
     };
     match inner {
+        // What comes and goes with pods is looked after by whoever makes it.
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) if is_of_a_pod(link) => Vec::new(),
         RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => {
             vec![KernelChange::Links]
         }
@@ -170,6 +173,12 @@ fn kinds_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Vec<KernelChange> 
         }
         _ => Vec::new(),
     }
+}
+
+fn is_of_a_pod(link: &LinkMessage) -> bool {
+    link.attributes
+        .iter()
+        .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if name.starts_with(POD_LINK_PREFIX)))
 }
 
 /// Our table, or the one that decides for the underlay.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use culvert_core::attachment::{Attachment, AttachmentKey};
 use culvert_core::lease::{LeaseRow, LeaseTable};
+use culvert_core::nat::NatElements;
 use culvert_core::plan::{Plan, Step};
 use culvert_core::repair::{Evidence, Occasion, RepairAction, recover, suspects};
 
@@ -77,6 +78,22 @@ impl AttachmentsOwner {
         }
         self.suspects = suspects(self.attachments.values(), &evidence);
         self.count_addresses();
+    }
+
+    /// Sets the elements of the NAT table that follow from the records, whoever changed them.
+    pub(super) async fn set_elements(&mut self) {
+        if !self.repaired {
+            return;
+        }
+        match self.parts.kernel.nat_elements().await {
+            Ok(found) => {
+                let plan = NatElements::diff(&found, &NatElements::of(self.attachments.values()));
+                if !plan.is_empty() {
+                    self.carry_out(RepairAction::SetElements(plan)).await;
+                }
+            }
+            Err(error) => tracing::error!(%error, "host ports and masquerade exemptions cannot be compared"),
+        }
     }
 
     /// What is there now; `None` when it cannot be seen, and then nothing is repaired.

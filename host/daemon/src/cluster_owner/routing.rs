@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use std::collections::BTreeMap;
 
 use super::{ClusterOwner, Done};
+use crate::attachments::Command as AttachmentCommand;
 use crate::node_spec::node_spec;
 
 /// What a planning job brought back.
@@ -218,7 +219,11 @@ impl ClusterOwner {
     pub(super) async fn ensure_node(&mut self) {
         let spec = self.node_spec();
         match self.parts.kernel.ensure_node(&spec).await {
-            Ok(links) => self.parts.attachments.set_bridge(links.bridge_index).await,
+            Ok(links) => {
+                self.parts.attachments.set_bridge(links.bridge_index).await;
+                // Whoever took the rules may have taken the elements with them.
+                self.parts.attachments.send(AttachmentCommand::SetElements).await;
+            }
             Err(error) => {
                 tracing::error!(%error, "the node's interfaces could not be set up; tried again on the next change")
             }

@@ -79,7 +79,7 @@ fn object<M: NetlinkDeserializable>(message: &[u8]) -> Option<Result<M, DecodeEr
 }
 
 /// The messages in a datagram, as far as they are whole.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let length = number_32(rest.get(..HEADER_BYTES)?, 0) as usize;

@@ -1,4 +1,4 @@
-//! Elements of the NAT table's maps and sets: added, removed, listed; and the table's removal.
+//! Elements of the NAT table's maps and sets: added, removed, listed; its rules listed; and the table's removal.
 #![expect(
     clippy::wildcard_enum_match_arm,
     reason = "the enums of netlink grow with the kernel; what we do not know does not concern us"
@@ -7,8 +7,8 @@
 use culvert_core::address::Family;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_netfilter::nftables::{
-    DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList, SetElementMessage,
-    TableAttribute, TableMessage,
+    DataAttribute, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage, SetElementAttribute, SetElementList,
+    SetElementMessage, TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
@@ -69,6 +69,37 @@ pub(crate) fn elements(message: &NetfilterMessage, family: Family, set: &'static
         _ => None,
     });
     attributes.filter_map(|attributes| read(attributes, family, set)).collect()
+}
+
+/// What to ask to list the rules of the table.
+pub(crate) fn list_rules(family: Family) -> NetfilterMessage {
+    message(family, NfTablesMessage::GetRule(RuleMessage { attributes: vec![RuleAttribute::Table(TABLE.into())] }))
+}
+
+/// A rule of the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rule {
+    /// Its chain.
+    pub(crate) chain: String,
+    /// What whoever made it wrote on it, a comment among it.
+    pub(crate) user_data: Vec<u8>,
+}
+
+/// The rule in a message of such a list; `None` when it belongs to another table.
+pub(crate) fn rule(message: &NetfilterMessage) -> Option<Rule> {
+    let NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(message)) = &message.inner else {
+        return None;
+    };
+    let (mut rule, mut ours) = (Rule::default(), false);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Table(name) => ours = name == TABLE,
+            RuleAttribute::Chain(name) => rule.chain.clone_from(name),
+            RuleAttribute::UserData(bytes) => rule.user_data.clone_from(bytes),
+            _ => {}
+        }
+    }
+    ours.then_some(rule)
 }
 
 /// Remove the table of a family with everything in it.

@@ -23,7 +23,6 @@ fn a_pod_reaches_its_gateway_and_its_neighbour_in_both_families() {
             assert!(host_end.contains(expected), "{expected} in {host_end}");
         }
         assert_eq!(node.run("ip -6 -o addr show dev cvtest5"), "");
-        assert_eq!(node.sysctl("ipv6/conf/cvtest5/accept_ra"), "0");
         assert_eq!(node.sysctl("ipv6/conf/cvtest5/disable_ipv6"), "1");
         assert!(one.namespace.run("ip -o link show eth0").contains("0a:58:0a:f4:01:05"));
     });

@@ -292,6 +292,9 @@ fn rules_that_somebody_flushed_or_cut_off_do_not_stand() {
             "iptables -F",
             "ip6tables -t mangle -D INPUT -j CULVERT-INPUT",
             "ip6tables -t mangle -A CULVERT-TRANSIT -j ACCEPT",
+            "nft flush chain ip culvert host-ports",
+            "nft add rule ip6 culvert output accept",
+            "nft delete table ip culvert",
         ] {
             kernel.ensure_node(&spec()).await.unwrap();
             assert!(kernel.firewall_stands(&spec()).await.unwrap());

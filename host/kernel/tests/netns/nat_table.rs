@@ -7,10 +7,11 @@ use culvert_core::address::Family;
 use culvert_core::host_port::{PortKey, PortTarget, Transport};
 use culvert_core::nat::NatElements;
 use culvert_core::plan::{Plan, Step};
-use culvert_kernel::{ApplyError, Kernel};
+use culvert_kernel::{ApplyError, Kernel, KernelChange};
 
 use crate::namespace::{
-    Namespace, Pod, assert_same, attach, attachment, child_namespace, ip, net, run_as_child, spec, uplink, veth,
+    Namespace, PATIENCE, Pod, assert_same, attach, attachment, child_namespace, ip, net, run_as_child, spec, uplink,
+    veth, wait_for,
 };
 use crate::probe::{Server, Speaks, reach};
 
@@ -208,6 +209,45 @@ fn setting_up_again_repairs_the_rules_and_keeps_the_elements() {
         assert_same(&before, &node.nat_tables());
         kernel.remove_node(&spec()).await.unwrap();
         assert_eq!(node.nat_tables(), "");
+    });
+}
+
+#[test]
+fn rules_that_stand_are_left_alone() {
+    let node = Namespace::new();
+    node.with_kernel(async |kernel| {
+        kernel.ensure_node(&spec()).await.unwrap();
+        // Handles grow with each rule that is made.
+        let handles = || node.run("nft -a list table ip culvert") + &node.run("nft -a list table ip6 culvert");
+        let before = handles();
+        kernel.ensure_node(&spec()).await.unwrap();
+        assert_same(&before, &handles());
+    });
+}
+
+#[test]
+fn elements_and_links_of_pods_are_reported_only_when_somebody_else_changes_them() {
+    let node = Namespace::new();
+    node.with_kernel(async |kernel| {
+        let links = kernel.ensure_node(&spec()).await.unwrap();
+        // The first pod takes the bridge's carrier along.
+        let _first = attach(kernel, links, 4).await;
+        wait_for("the bridge's carrier", || node.run("ip link show cni0").contains("state UP").then_some(()));
+        let mut watch = kernel.watch().unwrap();
+        let mut seen_until = async |marker| {
+            let mut seen = Vec::new();
+            while seen.last() != Some(&marker) {
+                seen.push(tokio::time::timeout(PATIENCE, watch.next()).await.unwrap());
+            }
+            seen
+        };
+        change(kernel, &NatElements::default(), &all_kinds()).await;
+        let _second = attach(kernel, links, 5).await;
+        node.run("ip rule add priority 999 lookup 67");
+        let seen = seen_until(KernelChange::Rules).await;
+        assert!(!seen.contains(&KernelChange::Links) && !seen.contains(&KernelChange::Firewall), "{seen:?}");
+        node.run("nft flush map ip culvert ports");
+        seen_until(KernelChange::Firewall).await;
     });
 }
 

@@ -1,7 +1,7 @@
 //! Setting the node up, repairing it, and leaving no trace.
 
 use culvert_core::plan::{KernelRoute, KernelVia, Plan, Step};
-use culvert_kernel::{KernelChange, KernelError, Neighbour, Offloads, OnLink, TunError, open_tun, watch};
+use culvert_kernel::{KernelChange, KernelError, Neighbour, Offloads, OnLink, TunError, open_tun};
 
 use crate::namespace::{Namespace, PATIENCE, assert_same, attach, ip, net, spec, uplink};
 
@@ -223,7 +223,7 @@ fn changes_made_by_others_are_reported() {
             ("ip rule del priority 1000", KernelChange::Rules),
             ("iptables -t mangle -F", KernelChange::Firewall),
         ] {
-            let mut watch = watch().unwrap();
+            let mut watch = kernel.watch().unwrap();
             node.run(command);
             let seen = async { while watch.next().await != expected {} };
             tokio::time::timeout(PATIENCE, seen)
