@@ -130,6 +130,9 @@ pub struct Attachment {
     pub mtu_bytes: u32,
     /// Whether the pod may reach itself through the bridge.
     pub hairpin: bool,
+    /// Whether it asked for the bridge to be promiscuous.
+    #[serde(default)]
+    pub promiscuous_bridge: bool,
     /// Its addresses, each with the length of the block it comes from.
     pub addresses: Vec<IpNet>,
     /// The pod, as far as the runtime named it.
@@ -225,6 +228,7 @@ mod tests {
             mac: key.mac(),
             mtu_bytes: 1_500,
             hairpin: true,
+            promiscuous_bridge: false,
             addresses: vec!["10.244.1.2/24".parse().unwrap()],
             pod: PodView::default(),
             pod_uid: String::new(),

@@ -351,6 +351,7 @@ mod tests {
             mac: MAC,
             mtu_bytes: 1_400,
             hairpin: true,
+            promiscuous_bridge: false,
             addresses: vec![net("10.244.1.7/24"), net("fd10::7/64")],
             pod: PodView::default(),
             pod_uid: String::new(),

@@ -107,6 +107,7 @@ fn veth(attachment: &Attachment, bridge_index: u32) -> Veth {
         mtu_bytes: attachment.mtu_bytes,
         bridge_index,
         hairpin: attachment.hairpin,
+        promiscuous_bridge: attachment.promiscuous_bridge,
     }
 }
 
@@ -162,6 +163,7 @@ mod tests {
             mac: [2, 0, 0, 0, 0, 1],
             mtu_bytes: 1_400,
             hairpin: true,
+            promiscuous_bridge: false,
             addresses: addresses.iter().map(|address| net(address)).collect(),
             pod: PodView::default(),
             pod_uid: String::new(),
@@ -216,6 +218,7 @@ mod tests {
             mtu_bytes: 1_400,
             bridge_index: 3,
             hairpin: true,
+            promiscuous_bridge: false,
         })
     }
 

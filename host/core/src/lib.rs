@@ -21,6 +21,7 @@ pub mod bandwidth;
 pub mod claim;
 pub mod config;
 pub mod decision;
+pub mod hardware_address;
 pub mod host_port;
 pub mod lease;
 pub mod membership;

@@ -30,6 +30,8 @@ pub struct Veth {
     pub bridge_index: u32,
     /// Whether the bridge may send a frame back out of the port it came in by.
     pub hairpin: bool,
+    /// Whether the bridge takes in frames for any hardware address from now on. It stays so: other pods may need it.
+    pub promiscuous_bridge: bool,
 }
 
 /// A route inside a pod, through its interface.

@@ -152,6 +152,7 @@ mod tests {
             mac: key.mac(),
             mtu_bytes: 1_500,
             hairpin: true,
+            promiscuous_bridge: false,
             addresses: vec!["10.244.1.2/24".parse().unwrap()],
             pod: PodView::default(),
             pod_uid: String::new(),

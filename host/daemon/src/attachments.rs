@@ -86,6 +86,8 @@ pub struct AddRequest {
     pub mtu_bytes: Option<u32>,
     /// Whether it may reach itself through the bridge.
     pub hairpin: bool,
+    /// Whether the bridge shall take in frames for any hardware address.
+    pub promiscuous_bridge: bool,
     /// Whether it leaves the cluster under the node's address.
     pub masquerade: bool,
     /// Its routes.

@@ -5,6 +5,7 @@ pub mod attachments;
 pub mod cleanup;
 pub mod cluster_owner;
 pub mod cni_server;
+mod cni_thread;
 pub mod config;
 pub mod ctl;
 pub mod inspect;

@@ -6,6 +6,7 @@
 //! ```
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -19,7 +20,7 @@ use culvert_core::allocation::AddressWish;
 use culvert_core::membership::PeerId;
 use culvert_core::topology::Topology;
 use culvert_core::tunnel_table::TunnelTable;
-use culvert_kernel::{Kernel, KernelChange, LinkRemover};
+use culvert_kernel::{Kernel, KernelChange, LinkRemover, Watch};
 use culvert_mesh::{MeshEvent, MeshHandle, MeshLimits, NodeKey, PreSharedKeys, RelayAddress};
 use culvert_plugin::{FolderSnapshot, FolderSource, Kind, Limits, PluginHost, PluginHostConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,6 +30,7 @@ use crate::admin::{self, AdminSocket};
 use crate::attachments::{self, AttachmentsOwner, Command as AttachmentCommand};
 use crate::cluster_owner::{self, ClusterOwner, Command as ClusterCommand};
 use crate::cni_server::{CniServer, Server};
+use crate::cni_thread::CniThread;
 use crate::config::Config;
 use crate::inspect::Inspector;
 use crate::keeper_link::KeeperLink;
@@ -64,7 +66,8 @@ async fn run_async(config: Arc<Config>) -> anyhow::Result<()> {
     let store = Store::open(&config.state)?;
     let key = Arc::new(NodeKey::load_or_create(&config.state.join("node.key"))?);
     let plugins = start_plugins(&config, &store, &metrics).await?;
-    let parts = Started { config: Arc::clone(&config), store, key, metrics, policies: plugins.policies };
+    let cni_thread = CniThread::start()?;
+    let parts = Started { config: Arc::clone(&config), store, key, metrics, policies: plugins.policies, cni_thread };
     let node = parts.start_node().await?;
     let ready_after = Arc::new(OnceLock::new());
     let inspector = Arc::new(Inspector {
@@ -88,7 +91,7 @@ async fn run_async(config: Arc<Config>) -> anyhow::Result<()> {
         metrics: parts.metrics.clone(),
     };
     let cni = CniServer::bind(&config.cni_socket, server)?;
-    let cni = tokio::spawn(cni.serve());
+    let cni = parts.cni_thread.spawn(cni.serve());
     let (stop_admin, stopped) = watch::channel(false);
     let refused = parts.metrics.admin_requests_refused.clone();
     let admin = tokio::spawn(admin::serve_on(admin_socket, inspector.clone(), refused, told_to_stop(stopped.clone())));
@@ -165,6 +168,7 @@ struct Started {
     key: Arc<NodeKey>,
     metrics: Metrics,
     policies: Arc<Policies>,
+    cni_thread: CniThread,
 }
 
 /// The running node.
@@ -186,19 +190,8 @@ impl Started {
         let counted = mesh.clone();
         self.metrics.watch_tunnel(move || tunnel_counters(&counted));
         let (low, low_families) = mpsc::channel(LOW_FAMILIES);
-        let kernel = Kernel::open().await?;
-        let kernel_changes = watch_kernel(&kernel)?;
         let (in_use, addresses_in_use) = watch::channel(BTreeSet::new());
-        let attachments = AttachmentsOwner::start(attachments::Parts {
-            config: Arc::clone(config),
-            store: self.store.clone(),
-            kernel,
-            remover: LinkRemover::start()?,
-            policies: Arc::clone(&self.policies),
-            metrics: self.metrics.clone(),
-            low,
-            in_use,
-        })?;
+        let (attachments, kernel_changes) = self.start_attachments(low, in_use).await?;
         let (keeper, keeper_known) = watch::channel(None::<PeerId>);
         let (live, live_topology) = watch::channel(None);
         let link = KeeperLink::new(mesh.clone(), self.key.peer_id(), keeper_known);
@@ -223,6 +216,30 @@ impl Started {
         let cluster = ClusterOwner::start(parts, sources).await?;
         tokio::spawn(ask_for_blocks(low_families, cluster.clone()));
         Ok(Node { mesh, attachments, cluster, live: live_topology })
+    }
+
+    /// Starts the owner of attachments on its thread; and what others than it change in the kernel.
+    async fn start_attachments(
+        &self,
+        low: mpsc::Sender<Family>,
+        in_use: watch::Sender<BTreeSet<IpAddr>>,
+    ) -> anyhow::Result<(attachments::Handle, mpsc::Receiver<KernelChange>)> {
+        let (config, store) = (Arc::clone(&self.config), self.store.clone());
+        let (policies, metrics) = (Arc::clone(&self.policies), self.metrics.clone());
+        let others = tokio::runtime::Handle::current();
+        let started = self.cni_thread.spawn(async move {
+            let kernel = Kernel::open().await?;
+            // Events of others are nothing that a pod should wait for.
+            let watch = {
+                let _elsewhere = others.enter();
+                kernel.watch()?
+            };
+            let remover = LinkRemover::start()?;
+            let parts = attachments::Parts { config, store, kernel, remover, policies, metrics, low, in_use };
+            anyhow::Ok((AttachmentsOwner::start(parts)?, watch))
+        });
+        let (attachments, watch) = started.await.context("the CNI thread ended")??;
+        Ok((attachments, follow_kernel(watch)))
     }
 
     fn start_mesh(
@@ -273,9 +290,7 @@ fn random_text(source: &Path) -> anyhow::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// What is changed by others than the owner of that handle.
-fn watch_kernel(kernel: &Kernel) -> anyhow::Result<mpsc::Receiver<KernelChange>> {
-    let mut watch = kernel.watch()?;
+fn follow_kernel(mut watch: Watch) -> mpsc::Receiver<KernelChange> {
     let (sender, changes) = mpsc::channel(KERNEL_CHANGES);
     tokio::spawn(async move {
         loop {
@@ -285,7 +300,7 @@ fn watch_kernel(kernel: &Kernel) -> anyhow::Result<mpsc::Receiver<KernelChange>>
             }
         }
     });
-    Ok(changes)
+    changes
 }
 
 async fn ask_for_blocks(mut families: mpsc::Receiver<Family>, cluster: cluster_owner::Handle) {

@@ -145,19 +145,15 @@ pub(crate) async fn apply(kernel: &mut Kernel, plan: &Plan, pod: Option<&PodName
     world.netns = pod.as_ref().map(|(netns, _)| netns.as_raw_fd());
     let compiled = compile(plan, &world).map_err(|impossible| not_possible(plan, impossible))?;
     let changes = changes(plan).map_err(|impossible| not_possible(plan, impossible))?;
-    let (host, nat, flows) = (Arc::clone(&kernel.channel), Arc::clone(&kernel.nat), Arc::clone(&kernel.flows));
-    let plan = plan.clone();
-    // The rest runs to its end on a thread of its own, whatever becomes of this future.
-    let work = tokio::task::spawn_blocking(move || {
-        let (_netns, pod) = pod.unzip();
-        let mut sequence = Sequence { host, pod, nat, world, plan };
-        let result = sequence.run(compiled, &changes);
-        if result.is_ok() {
-            flows.forget_soon(&sequence.plan);
-        }
-        result
-    });
-    work.await.map_err(KernelError::Lost)?
+    let (_netns, pod) = pod.unzip();
+    let (host, nat) = (Arc::clone(&kernel.channel), Arc::clone(&kernel.nat));
+    let mut sequence = Sequence { host, pod, nat, world, plan: plan.clone() };
+    // From here on nothing is awaited, so it runs to its end whatever becomes of this future.
+    let result = sequence.run(compiled, &changes);
+    if result.is_ok() {
+        kernel.flows.forget_soon(plan);
+    }
+    result
 }
 
 /// Check the shim's two descriptors and take copies that live as long as the work does.

@@ -167,10 +167,24 @@ impl<S: AsFd> Channel<S> {
     }
 }
 
-/// Whether every message of a datagram names one of these sockets as who caused it.
-pub(crate) fn is_caused_by(ports: &[u32], datagram: &[u8]) -> bool {
-    let mut causes = dump::messages(datagram).map(|message| number_32(message, 12)).peekable();
-    causes.peek().is_some() && causes.all(|cause| ports.contains(&cause))
+/// One message of a datagram that nobody asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Event<'a> {
+    /// The kind of message.
+    pub(crate) kind: u16,
+    /// The socket whose request caused it.
+    pub(crate) port: u32,
+    /// What follows the netlink header.
+    pub(crate) body: &'a [u8],
+}
+
+/// The messages of a datagram, as far as they are whole.
+pub(crate) fn events(datagram: &[u8]) -> impl Iterator<Item = Event<'_>> {
+    dump::messages(datagram).map(|message| Event {
+        kind: number_16(message, 4),
+        port: number_32(message, 12),
+        body: message.get(HEADER_BYTES..).unwrap_or_default(),
+    })
 }
 
 /// The acknowledgements in a datagram, with their sequence numbers. Anything else in it is skipped.
@@ -199,18 +213,20 @@ fn text(body: &[u8], flags: u16) -> String {
         return String::new();
     }
     let repeated = if flags & FLAG_CAPPED == 0 { number_32(body, 4) as usize } else { HEADER_BYTES };
-    let mut rest = body.get(4 + repeated.next_multiple_of(4)..).unwrap_or_default();
-    while rest.len() >= 4 {
-        let (length, kind) = (usize::from(number_16(rest, 0)), number_16(rest, 2));
-        let Some(value) = rest.get(4..length) else {
-            break;
-        };
-        if kind == ATTRIBUTE_TEXT {
-            return String::from_utf8_lossy(value).trim_end_matches('\0').to_owned();
-        }
+    let attributes = attributes(body.get(4 + repeated.next_multiple_of(4)..).unwrap_or_default());
+    let text = attributes.into_iter().find(|(kind, _)| *kind == ATTRIBUTE_TEXT);
+    text.map(|(_, value)| String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()).unwrap_or_default()
+}
+
+/// Attributes with their kinds, as far as they are whole.
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let (length, kind) = (usize::from(number_16(rest.get(..4)?, 0)), number_16(rest, 2));
+        let value = rest.get(4..length)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    String::new()
+        Some((kind, value))
+    })
 }
 
 /// Two bytes in the machine's order; 0 beyond the end.
@@ -254,15 +270,12 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_is_ours_when_all_of_it_is() {
-        let from = |port: u32| {
-            let mut bytes = acknowledgement(7, 0, FLAG_CAPPED, &[]);
-            bytes[12..16].copy_from_slice(&port.to_ne_bytes());
-            bytes
-        };
-        assert!(is_caused_by(&[5, 6], &[from(5), from(6)].concat()));
-        assert!(!is_caused_by(&[5], &[from(5), from(6)].concat()));
-        assert!(!is_caused_by(&[5], &[]));
+    fn an_event_names_who_caused_it() {
+        let mut datagram = acknowledgement(7, 0, FLAG_CAPPED, &[]);
+        datagram[12..16].copy_from_slice(&5_u32.to_ne_bytes());
+        let found: Vec<_> = events(&datagram).map(|event| (event.kind, event.port, event.body.len())).collect();
+        assert_eq!(found, [(NLMSG_ERROR, 5, 4 + HEADER_BYTES)]);
+        assert_eq!(events(&datagram[..datagram.len() - 1]).count(), 0);
     }
 
     proptest! {

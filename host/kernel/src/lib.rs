@@ -162,6 +162,8 @@ impl Kernel {
     /// before all of these where their steps stand before all other steps, else after them. UDP flows that a
     /// changed port left behind are forgotten a moment later.
     ///
+    /// The calling thread waits while the kernel works: a millisecond for an attachment.
+    ///
     /// **Errors** [`ApplyError`], with the step, what the kernel said, and what could not be undone.
     pub async fn apply(&mut self, plan: &Plan, pod: Option<&PodNamespace>) -> Result<(), ApplyError> {
         apply::apply(self, plan, pod).await

@@ -13,6 +13,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use culvert_core::hardware_address::bridge_mac;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressMessage;
@@ -177,22 +178,6 @@ async fn finish(rtnl: &mut Rtnl, found: &LinkMessage, mtu_bytes: u32) -> Result<
         rtnl.request(&format!("set link {} up", facts.name), link::up(index)).await?;
     }
     Ok(())
-}
-
-/// The bridge's hardware address, the same whenever it is made again for the same blocks, so that the
-/// neighbour entries of running pods stay true: 0a:58 and the last four bytes of the first gateway.
-fn bridge_mac(gateways: &[IpNet]) -> [u8; 6] {
-    let tail = match gateways.first().map(IpNet::addr) {
-        Some(std::net::IpAddr::V4(v4)) => v4.octets(),
-        Some(std::net::IpAddr::V6(v6)) => {
-            // The gateway of every block ends in ::1; what tells blocks apart lies in the prefix.
-            let folded = v6.segments().iter().fold(0u32, |sum, segment| sum.rotate_left(5) ^ u32::from(*segment));
-            folded.to_be_bytes()
-        }
-        None => [0, 0, 0, 1],
-    };
-    let [a, b, c, d] = tail;
-    [0x0a, 0x58, a, b, c, d]
 }
 
 /// What the TUN has of the gateways. On a link without an IPv4 address even the loose reverse path filter drops
@@ -382,13 +367,5 @@ mod tests {
     fn the_tun_has_the_ipv4_gateways_alone() {
         let gateways = ["10.244.7.1/24", "fd00:1::1/64"].map(|text| text.parse().unwrap());
         assert_eq!(on_tun(&gateways), ["10.244.7.1/32".parse().unwrap()]);
-    }
-
-    #[test]
-    fn the_bridge_address_follows_from_the_first_gateway() {
-        let gateways = |text: &str| vec![text.parse().unwrap()];
-        assert_eq!(bridge_mac(&gateways("10.244.7.1/24")), [0x0a, 0x58, 10, 244, 7, 1]);
-        assert_ne!(bridge_mac(&gateways("fd00:1::1/64")), bridge_mac(&gateways("fd00:2::1/64")));
-        assert_eq!(bridge_mac(&[]), [0x0a, 0x58, 0, 0, 0, 1]);
     }
 }

@@ -10,25 +10,18 @@
 //!       ^                                            monitor: RTM_DELLINK index ──┐
 //!       └───────────────── all of its links are gone ─────────────────────────────┘
 //! ```
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the enums of netlink grow with the kernel; what we do not know does not concern us"
-)]
-
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
-use crate::batch::{Channel, SEND_MAX};
+use crate::batch::{Channel, SEND_MAX, events};
 use crate::error::KernelError;
 use crate::message::{Request, link};
 
@@ -80,9 +73,10 @@ impl LinkRemover {
         }
         let (socket, under_way) = (monitor().map_err(KernelError::Open)?, Arc::downgrade(&under_way));
         spawn("link-monitor".to_owned(), move || {
+            let mut buffer = vec![0; REPORT_BYTES];
             // The workers are gone when nobody can ask any more.
             while let Some(under_way) = under_way.upgrade() {
-                watch(&socket, &under_way);
+                watch(&socket, &mut buffer, &under_way);
             }
         })?;
         Ok(Self { queue })
@@ -217,8 +211,7 @@ fn monitor() -> io::Result<Socket> {
 }
 
 /// Takes in the next reports. Lost ones do not matter: the acknowledgement comes later.
-fn watch(socket: &Socket, under_way: &UnderWay) {
-    let mut buffer = vec![0; REPORT_BYTES];
+fn watch(socket: &Socket, buffer: &mut [u8], under_way: &UnderWay) {
     match rustix::net::recv(socket, &mut *buffer, rustix::net::RecvFlags::empty()) {
         Ok((length, _)) => gone_links(buffer.get(..length).unwrap_or_default()).for_each(|index| under_way.gone(index)),
         Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => {}
@@ -231,19 +224,38 @@ fn watch(socket: &Socket, under_way: &UnderWay) {
 
 /// The links that a datagram reports gone. A port that only left its bridge is reported in another family.
 fn gone_links(datagram: &[u8]) -> impl Iterator<Item = u32> + '_ {
-    let mut rest = datagram;
-    std::iter::from_fn(move || {
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).ok()?;
-        let length = usize::try_from(message.header.length).ok()?.next_multiple_of(4);
-        rest = rest.get(length.max(1)..).unwrap_or_default();
-        Some(match message.payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
-                if link.header.interface_family == AddressFamily::Unspec =>
-            {
-                Some(link.header.index)
-            }
-            _ => None,
-        })
+    events(datagram).filter(|event| event.kind == libc::RTM_DELLINK).filter_map(|event| {
+        let (header, family) = (event.body.get(..8)?, *event.body.first()?);
+        let index = header.get(4..)?.try_into().map(u32::from_ne_bytes).ok()?;
+        (i32::from(family) == libc::AF_UNSPEC).then_some(index)
     })
-    .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `struct nlmsghdr` and `struct ifinfomsg`.
+    fn report(kind: u16, family: u8, index: u32) -> Vec<u8> {
+        let mut bytes = 32_u32.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.resize(16, 0);
+        bytes.extend([family, 0, 0, 0]);
+        bytes.extend(index.to_ne_bytes());
+        bytes.resize(32, 0);
+        bytes
+    }
+
+    #[test]
+    fn only_the_end_of_a_link_counts_and_not_of_its_place_on_a_bridge() {
+        let bridge = u8::try_from(libc::AF_BRIDGE).unwrap();
+        let datagram = [
+            report(libc::RTM_DELLINK, 0, 7),
+            report(libc::RTM_NEWLINK, 0, 8),
+            report(libc::RTM_DELLINK, bridge, 9),
+            report(libc::RTM_DELLINK, 0, 10),
+        ];
+        assert_eq!(gone_links(&datagram.concat()).collect::<Vec<_>>(), [7, 10]);
+        assert_eq!(gone_links(&report(libc::RTM_DELLINK, 0, 7)[..31]).count(), 0);
+    }
 }

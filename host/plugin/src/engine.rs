@@ -1,23 +1,25 @@
 //! The one engine, and the ticker that stops guests at their deadline.
 //!
-//! The ticker raises the engine's epoch once a millisecond while a call is in flight, and parks when none
-//! is: an idle node is not woken a thousand times a second. It parks a little late, so that a burst of
-//! short calls pays for waking it once.
+//! The ticker raises the engine's epoch once a millisecond while a call is in flight. A timer of the kernel wakes it, set
+//! by the first call and taken back by the last: a call that is over within the millisecond wakes nobody, and an idle
+//! node is not woken at all.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use wasmtime::Engine;
 
 use crate::engine_config::engine_config;
 
 /// The time between two epochs: the precision of every deadline.
 const TICK: Duration = Duration::from_millis(1);
-
-/// Ticks without a call before the ticker parks.
-const LINGER_TICKS: u32 = 50;
 
 /// A little before the rest: a deadline is only as punctual as the ticker.
 const TICKER_NICE: i32 = -5;
@@ -30,10 +32,11 @@ pub(crate) struct Runtime {
     ticker: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
-    in_flight: AtomicUsize,
-    parked: AtomicBool,
+    /// Calls in flight; the timer runs while there are any.
+    in_flight: Mutex<usize>,
+    timer: OwnedFd,
     stop: AtomicBool,
 }
 
@@ -51,7 +54,7 @@ pub enum EngineError {
 impl Runtime {
     pub(crate) fn new() -> Result<Self, EngineError> {
         let engine = Engine::new(&engine_config()).map_err(|error| EngineError::Engine(format!("{error:#}")))?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new().map_err(|errno| EngineError::Ticker(errno.into()))?);
         let ticker = {
             let (engine, shared) = (engine.clone(), Arc::clone(&shared));
             let body = move || tick(&engine, &shared);
@@ -66,24 +69,46 @@ impl Runtime {
 
     /// Keeps the ticker running until the guard is dropped.
     pub(crate) fn enter(&self) -> InFlight<'_> {
-        self.shared.in_flight.fetch_add(1, Ordering::SeqCst);
-        if self.shared.parked.load(Ordering::SeqCst) {
-            self.wake();
-        }
+        self.shared.count(|before| (before + 1, before == 0));
         InFlight(&self.shared)
     }
+}
 
-    fn wake(&self) {
-        if let Some(ticker) = &self.ticker {
-            ticker.thread().unpark();
+impl Shared {
+    fn new() -> Result<Self, Errno> {
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
+        Ok(Self { in_flight: Mutex::new(0), timer, stop: AtomicBool::new(false) })
+    }
+
+    /// Changes the count of calls; sets the timer, or takes it back, where the count says so.
+    fn count(&self, change: impl FnOnce(usize) -> (usize, bool)) {
+        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, at_an_edge) = change(*in_flight);
+        *in_flight = now;
+        if at_an_edge {
+            self.set_timer(if now == 0 { Duration::ZERO } else { TICK });
         }
+    }
+
+    /// Lets the timer ring at that interval; zero silences it.
+    fn set_timer(&self, interval: Duration) {
+        let span = Timespec { tv_sec: 0, tv_nsec: interval.subsec_nanos().into() };
+        let times = Itimerspec { it_interval: span, it_value: span };
+        // It can only fail for a descriptor or a span that is wrong, and neither is.
+        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &times);
+    }
+
+    /// Waits until the timer rings.
+    fn wait(&self) {
+        let mut rings = [0_u8; 8];
+        while rustix::io::read(&self.timer, &mut rings) == Err(Errno::INTR) {}
     }
 }
 
 impl Drop for Runtime {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.wake();
+        self.shared.set_timer(TICK);
         if let Some(ticker) = self.ticker.take() {
             // A panic of the ticker has been printed by its own thread; there is nothing left to undo.
             let _ = ticker.join();
@@ -96,7 +121,7 @@ pub(crate) struct InFlight<'a>(&'a Shared);
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+        self.0.count(|before| (before.saturating_sub(1), before == 1));
     }
 }
 
@@ -109,27 +134,11 @@ pub(crate) fn ticks(budget: Duration) -> u64 {
 fn tick(engine: &Engine, shared: &Shared) {
     // Without the right to raise its priority the ticker runs at the common one.
     let _ = rustix::process::setpriority_process(None, TICKER_NICE);
-    let mut idle_ticks = 0;
-    while !shared.stop.load(Ordering::SeqCst) {
-        if shared.in_flight.load(Ordering::SeqCst) > 0 {
-            idle_ticks = 0;
-        } else if idle_ticks < LINGER_TICKS {
-            idle_ticks += 1;
-        } else {
-            park(shared);
-            idle_ticks = 0;
+    loop {
+        shared.wait();
+        if shared.stop.load(Ordering::SeqCst) {
+            return;
         }
-        thread::sleep(TICK);
         engine.increment_epoch();
     }
-}
-
-/// Sleeps until a call comes. The flag is raised before the count is read, and a caller raises the count
-/// before it reads the flag, so one of the two always sees the other.
-fn park(shared: &Shared) {
-    shared.parked.store(true, Ordering::SeqCst);
-    while shared.in_flight.load(Ordering::SeqCst) == 0 && !shared.stop.load(Ordering::SeqCst) {
-        thread::park();
-    }
-    shared.parked.store(false, Ordering::SeqCst);
 }

@@ -343,6 +343,22 @@ fn a_malformed_hardware_address_is_refused_in_each_way_of_asking() {
 }
 
 #[test]
+fn a_hardware_address_of_the_bridge_or_of_another_pod_is_refused_and_named() {
+    let single = NODE.running().unwrap();
+    let own = "0a:58:00:00:00:07";
+    let holder = Sandbox::new(&single, "holder").unwrap().asking("mac", own);
+    holder.attach().unwrap();
+    let bridge = single.node().namespace().ip("-o link show cni0").unwrap();
+    let bridge = bridge.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+    for (mac, named) in [(bridge, "bridge"), (own, holder.id())] {
+        let sandbox = Sandbox::new(&single, "till").unwrap().asking("mac", mac);
+        refusal(&sandbox.add().unwrap(), 7, &[mac, named]).unwrap();
+        expect_only_loopback(&sandbox);
+    }
+    holder.del().unwrap().success().unwrap();
+}
+
+#[test]
 fn an_address_that_is_none_or_lies_outside_the_pool_is_refused_in_each_way_of_asking() {
     let single = NODE.running().unwrap();
     let held = block(single.node(), true).unwrap();

@@ -193,6 +193,17 @@ fn static_addresses_are_given_as_they_are_and_requested_ones_instead() {
 }
 
 #[test]
+fn the_bridge_takes_in_every_frame_once_a_network_asks_for_it() {
+    let single = NODE.running().unwrap();
+    let promiscuous = || single.node().namespace().ip("-d -o link show cni0").unwrap().contains("PROMISC");
+    let plain = Sandbox::new(&single, "scale").unwrap();
+    plain.attach().unwrap();
+    assert!(!promiscuous());
+    Sandbox::new(&single, "till").unwrap().with("promiscMode", true).attach().unwrap();
+    assert!(promiscuous());
+}
+
+#[test]
 fn default_routes_are_ours_to_give_and_the_references_to_ask_for() {
     let single = NODE.running().unwrap();
     let (subnet, first, last) = own_range(&single, 210, 219);

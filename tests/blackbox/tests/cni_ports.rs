@@ -3,7 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test's own functions fail it just as the test does")]
 
 use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use culvert_blackbox::attachments::{address_in, block};
 use culvert_lab::probe::{SERVE_PORT, Vantage};
@@ -45,6 +48,65 @@ fn gateway(single: &SingleNode, v4: bool) -> IpAddr {
 
 fn connects(from: &Vantage<'_>, address: IpAddr) -> bool {
     from.connect(address, HOST_PORT).unwrap().connected
+}
+
+/// Counts the programs that a process runs, itself and its children.
+struct ProgramWatch {
+    tracer: Child,
+    report: PathBuf,
+}
+
+impl ProgramWatch {
+    fn begin(single: &SingleNode) -> Self {
+        let report = single.node().folder().join("programs");
+        let process = single.node().process_id().unwrap().to_string();
+        let mut tracer = Command::new("strace")
+            .args(["-f", "-qq", "-e", "trace=execve,execveat", "-o"])
+            .arg(&report)
+            .args(["-p", &process])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let threads =
+            || std::fs::read_dir(format!("/proc/{process}/task")).unwrap().map(|thread| thread.unwrap().path());
+        let traced = |thread: PathBuf| {
+            let status = std::fs::read_to_string(thread.join("status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+        };
+        culvert_lab::wait::until_true("the tracer to be attached", Duration::from_secs(30), || {
+            anyhow::ensure!(tracer.try_wait()?.is_none(), "strace ended");
+            Ok(threads().all(traced))
+        })
+        .unwrap();
+        Self { tracer, report }
+    }
+
+    fn finish(mut self) -> Vec<String> {
+        let process = rustix::process::Pid::from_child(&self.tracer);
+        rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
+        self.tracer.wait().unwrap();
+        std::fs::read_to_string(&self.report).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn no_program_is_run_for_a_pod() {
+    let single = NODE.running().unwrap();
+    let watch = ProgramWatch::begin(&single);
+    for _ in 0..10 {
+        let sandbox = mapped(&single, "till", json!([mapping("tcp"), mapping("udp")]));
+        sandbox.del().unwrap().success().unwrap();
+    }
+    assert_eq!(watch.finish(), Vec::<String>::new());
+    // The watch sees what there is to be seen: rules that somebody took away are set again by programs.
+    let watch = ProgramWatch::begin(&single);
+    single.node().namespace().run("nft flush chain ip culvert host-ports").unwrap();
+    culvert_lab::wait::until_true("the rules to be back", Duration::from_secs(30), || {
+        let rules = single.node().namespace().run("nft list chain ip culvert host-ports")?;
+        Ok(rules.contains("dnat"))
+    })
+    .unwrap();
+    assert!(!watch.finish().is_empty());
 }
 
 #[test]

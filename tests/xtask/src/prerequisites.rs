@@ -12,12 +12,13 @@ use crate::screen;
 pub(crate) const RUST_TARGETS: [&str; 2] = ["wasm32-unknown-unknown", "x86_64-unknown-linux-musl"];
 
 /// A program and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("iptables", "iptables"),
     ("ip6tables-save", "iptables"),
     ("nft", "nftables"),
+    ("strace", "strace"),
     ("cc", "build-essential"),
 ];
 
@@ -94,6 +95,6 @@ mod tests {
     fn a_package_is_named_once_for_all_its_programs() {
         assert_eq!(missing_packages(|program| program != "ip" && program != "tc"), ["iproute2"]);
         assert_eq!(missing_packages(|_| true), Vec::<&str>::new());
-        assert_eq!(missing_packages(|_| false), ["iproute2", "iptables", "nftables", "build-essential"]);
+        assert_eq!(missing_packages(|_| false), ["iproute2", "iptables", "nftables", "strace", "build-essential"]);
     }
 }

@@ -114,6 +114,7 @@ mod tests {
             mac: key.mac(),
             mtu_bytes: 1_400,
             hairpin: true,
+            promiscuous_bridge: false,
             addresses: addresses.map(|address| address.parse().unwrap()).into(),
             pod: PodView::default(),
             pod_uid: String::new(),

@@ -146,7 +146,7 @@ impl AttachmentsOwner {
             return None;
         }
         let request = PickRequest { pod: taker.pod.clone(), free: free.clone(), wanted: None };
-        let picked = tokio::task::block_in_place(|| self.parts.policies.pick(&request));
+        let picked = self.parts.policies.pick(&request);
         let answer = picked.unwrap_or_else(|error| {
             tracing::warn!(%error, attachment = %taker.key, "the IPAM policy does not choose; the host does");
             None

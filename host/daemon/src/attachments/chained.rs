@@ -72,6 +72,7 @@ impl AttachmentsOwner {
             mac: [0; 6],
             mtu_bytes: request.mtu_bytes.unwrap_or(self.parts.config.network.mtu_bytes),
             hairpin: false,
+            promiscuous_bridge: false,
             addresses: chained.addresses.clone(),
             pod: request.pod.clone(),
             pod_uid: request.pod_uid.clone(),

@@ -6,6 +6,7 @@ use culvert_core::attachment_check::{AttachmentFacts, Expected, findings};
 use culvert_core::attachment_plan::PodNetwork;
 use culvert_core::host_port::PortTable;
 use culvert_core::route_plan::BridgeGateways;
+use culvert_kernel::NodeSpec;
 use ipnet::IpNet;
 
 use super::{AttachmentError, AttachmentsOwner, CheckRequest};
@@ -33,14 +34,19 @@ impl AttachmentsOwner {
         attachment: &Attachment,
         request: &CheckRequest,
     ) -> Result<AttachmentFacts, AttachmentError> {
-        let prefixes: Vec<IpNet> = self.pools.iter().map(|pool| pool.range).collect();
-        let spec = node_spec(&self.parts.config, self.blocks.iter().copied(), &prefixes);
+        let spec = self.node_spec();
         let kernel = &mut self.parts.kernel;
         Ok(AttachmentFacts {
             links: kernel.inspect(attachment, request.namespace.as_ref()).await?,
             nat: kernel.nat_elements().await?,
             rules_stand: kernel.firewall_stands(&spec).await?,
         })
+    }
+
+    /// What the kernel should look like on this node.
+    pub(super) fn node_spec(&self) -> NodeSpec {
+        let prefixes: Vec<IpNet> = self.pools.iter().map(|pool| pool.range).collect();
+        node_spec(&self.parts.config, self.blocks.iter().copied(), &prefixes)
     }
 
     /// What an attachment with these addresses hangs on.

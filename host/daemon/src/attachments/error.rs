@@ -3,6 +3,7 @@
 use culvert_cni::code::Code;
 use culvert_core::address::Family;
 use culvert_core::attachment::AttachmentKey;
+use culvert_core::hardware_address::MacRefusal;
 use culvert_core::host_port::HostPortError;
 use culvert_core::lease::LeaseRefusal;
 use culvert_kernel::{ApplyError, KernelError};
@@ -53,6 +54,9 @@ pub enum AttachmentError {
     /// An address that the pod asks for cannot be had.
     #[error(transparent)]
     Lease(#[from] LeaseRefusal),
+    /// The hardware address it asks for cannot be had.
+    #[error(transparent)]
+    Mac(#[from] MacRefusal),
     /// The host ports it asks for cannot be given.
     #[error(transparent)]
     HostPort(#[from] HostPortError),
@@ -116,7 +120,7 @@ impl AttachmentError {
             | Self::Lease(_)
             | Self::NoBridge
             | Self::Stopping => Code::TryAgainLater,
-            Self::HostPort(_) | Self::NothingToChain { .. } => Code::InvalidConfig,
+            Self::HostPort(_) | Self::Mac(_) | Self::NothingToChain { .. } => Code::InvalidConfig,
             Self::Store(_) => Code::Store,
             Self::Kernel(_) | Self::Apply(_) | Self::NotRemoved { .. } => Code::Kernel,
             Self::Unknown { .. } => Code::UnknownContainer,

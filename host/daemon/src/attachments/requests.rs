@@ -3,6 +3,7 @@
 use culvert_cni::result::RouteConfig;
 use culvert_core::attachment::{AddDecision, Attachment, AttachmentKey, AttachmentState, next_serial, on_add};
 use culvert_core::attachment_plan::{PodNetwork, plan_add};
+use culvert_core::hardware_address::admit_mac;
 use culvert_core::host_port::{self, PortTable};
 use culvert_core::plan::PodRoute;
 use culvert_kernel::{ApplyError, PodNamespace};
@@ -27,6 +28,9 @@ impl AttachmentsOwner {
                 let host_name = request.key.host_name();
                 return Err(AttachmentError::Exists { key: request.key, host_name });
             }
+        }
+        if let Some(mac) = request.mac {
+            admit_mac(mac, &self.node_spec().gateways, self.attachments.values())?;
         }
         self.ready(&request.wish)?;
         let bridge_index = self.bridge.ok_or(AttachmentError::NoBridge)?;
@@ -59,6 +63,7 @@ impl AttachmentsOwner {
             mac: request.mac.unwrap_or_else(|| request.key.mac()),
             mtu_bytes: request.mtu_bytes.unwrap_or(self.parts.config.network.mtu_bytes),
             hairpin: request.hairpin,
+            promiscuous_bridge: request.promiscuous_bridge,
             addresses,
             pod: request.pod,
             pod_uid: request.pod_uid,

@@ -11,7 +11,7 @@ impl AttachmentsOwner {
     /// The rates of a new pod: the policy's answer, or what was requested while the policy fails.
     pub(super) fn shape_new(&self, pod: &PodView, requested: &Limits) -> Shaping {
         let request = ShapeRequest { pod: pod.clone(), requested: *requested, minute_of_week: None };
-        let shaped = tokio::task::block_in_place(|| self.parts.policies.shape(&request));
+        let shaped = self.parts.policies.shape(&request);
         let shaping = shaped.unwrap_or_else(|error| {
             tracing::warn!(%error, pod = pod.name, "no rates from the bandwidth policy; the requested ones are used");
             Shaping { total: *requested, tunnel: Limits::default() }
@@ -32,7 +32,7 @@ impl AttachmentsOwner {
             }
             let request =
                 ShapeRequest { pod: attachment.pod.clone(), requested: attachment.requested, minute_of_week: None };
-            match tokio::task::block_in_place(|| self.parts.policies.shape(&request)) {
+            match self.parts.policies.shape(&request) {
                 Ok(shaping) => {
                     let shaping = admit(&shaping, &self.bounds());
                     self.reshape(&key, shaping).await;

@@ -66,6 +66,7 @@ pub(super) fn add_request(
     let wish = address_wish(&request)?;
     let options = &request.config.options;
     let (mtu_bytes, hairpin, masquerade) = (options.mtu_bytes, options.hairpin_mode, options.ip_masq);
+    let promiscuous = options.promisc_mode;
     let runtime = &request.config.runtime;
     let Bandwidth { ingress, egress } = runtime.bandwidth;
     Ok(AddRequest {
@@ -79,6 +80,7 @@ pub(super) fn add_request(
         host_ports: runtime.port_mappings.iter().map(host_port).collect(),
         mtu_bytes: mtu_bytes.map(u32::from),
         hairpin: hairpin.unwrap_or(true),
+        promiscuous_bridge: promiscuous.unwrap_or(false),
         masquerade: masquerade.unwrap_or(config.network.masquerade),
         routes: request.config.routes(),
         chained: chained(&request),

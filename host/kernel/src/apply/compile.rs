@@ -157,6 +157,9 @@ fn create_veth(veth: &Veth, world: &World, sink: &mut Sink) -> Result<(), String
     if veth.hairpin {
         sink.host(link::hairpin(veth.host_index, true));
     }
+    if veth.promiscuous_bridge {
+        sink.host(link::promiscuous(veth.bridge_index));
+    }
     // While it is down this costs nothing; later it would cost packets.
     sink.host(traffic::bucket(veth.host_index, Bucket::open()));
     sink.host(traffic::ingress(veth.host_index));
@@ -205,6 +208,7 @@ mod tests {
             mtu_bytes: 1400,
             bridge_index: 7,
             hairpin: true,
+            promiscuous_bridge: false,
         }
     }
 

@@ -72,6 +72,14 @@ pub(crate) fn up(index: u32) -> Request {
     Request { message: RouteNetlinkMessage::SetLink(link), flags: CHANGE }
 }
 
+/// Let a link take in frames for any hardware address.
+pub(crate) fn promiscuous(index: u32) -> Request {
+    let mut link = by_index(index);
+    link.header.flags = LinkFlags::Promisc;
+    link.header.change_mask = LinkFlags::Promisc;
+    Request { message: RouteNetlinkMessage::SetLink(link), flags: CHANGE }
+}
+
 /// Set a link's MTU. **Units** bytes.
 pub(crate) fn mtu(index: u32, mtu_bytes: u32) -> Request {
     set(index, LinkAttribute::Mtu(mtu_bytes))

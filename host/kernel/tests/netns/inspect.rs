@@ -32,6 +32,7 @@ fn record(kernel: &mut Kernel) -> Attachment {
         mac: key.mac(),
         mtu_bytes: 1_400,
         hairpin: true,
+        promiscuous_bridge: false,
         addresses: vec![net("10.244.1.5/24"), net("fd00:244:0:1::5/64")],
         pod: PodView::default(),
         pod_uid: String::new(),

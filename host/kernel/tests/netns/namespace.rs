@@ -256,6 +256,7 @@ pub fn veth(kernel: &mut Kernel, links: NodeLinks, number: u8) -> Veth {
         mtu_bytes: 1400,
         bridge_index: links.bridge_index,
         hairpin: true,
+        promiscuous_bridge: false,
     }
 }
 
