@@ -104,6 +104,15 @@ pub struct Chained {
     pub addresses: Vec<IpNet>,
 }
 
+/// The bridge that pods hang on.
+#[derive(Clone, Copy, Debug)]
+pub struct Bridge {
+    /// Its interface index.
+    pub index: u32,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+}
+
 /// What a CHECK compares with.
 pub struct CheckRequest {
     /// Which attachment.
@@ -139,8 +148,8 @@ pub enum Command {
         /// The cluster's pools: their families are what every pod gets.
         pools: Vec<Pool>,
     },
-    /// The bridge's index.
-    SetBridge(u32),
+    /// The bridge is there.
+    SetBridge(Bridge),
     /// Somebody changed the packet filter: set what is missing of host ports and exemptions.
     SetElements,
     /// The bandwidth policy changed: ask again for every pod.
@@ -187,9 +196,9 @@ impl Handle {
         self.send(Command::SetBlocks { usable, all, pools }).await;
     }
 
-    /// Tells the bridge's index.
-    pub async fn set_bridge(&self, index: u32) {
-        self.send(Command::SetBridge(index)).await;
+    /// Tells about the bridge.
+    pub async fn set_bridge(&self, bridge: Bridge) {
+        self.send(Command::SetBridge(bridge)).await;
     }
 }
 
@@ -220,7 +229,7 @@ pub struct AttachmentsOwner {
     leases: LeaseTable,
     blocks: Vec<IpNet>,
     pools: Vec<Pool>,
-    bridge: Option<u32>,
+    bridge: Option<Bridge>,
     repaired: bool,
     waiting: Vec<Waiting>,
     departures: Departures,
@@ -279,7 +288,7 @@ impl AttachmentsOwner {
             }
             Command::Ready(wish, reply) => answer(reply, self.ready(&wish)),
             Command::SetBlocks { usable, all, pools } => self.set_blocks(usable, all, pools).await,
-            Command::SetBridge(index) => self.set_bridge(index).await,
+            Command::SetBridge(bridge) => self.set_bridge(bridge).await,
             Command::SetElements => self.set_elements().await,
             Command::Reshape => self.reshape_all().await,
             Command::Leases(reply) => {

@@ -13,7 +13,6 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use culvert_core::hardware_address::bridge_mac;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressMessage;
@@ -54,6 +53,8 @@ pub struct NodeSpec {
 pub struct NodeLinks {
     /// The bridge's index.
     pub bridge_index: u32,
+    /// The bridge's hardware address.
+    pub bridge_mac: [u8; 6],
     /// The TUN's index.
     pub tun_index: u32,
 }
@@ -88,7 +89,7 @@ pub(crate) async fn ensure(
     let (nat, bridge) = (Arc::clone(nat), spec.bridge.clone());
     let guarded = tokio::task::spawn_blocking(move || nat_table::ensure(&nat, &bridge)).await??;
     let tun_index = ensure_tun(rtnl, spec, ipv6).await?;
-    let bridge_index = ensure_bridge(rtnl, spec, ipv6).await?;
+    let (bridge_index, bridge_mac) = ensure_bridge(rtnl, spec, ipv6).await?;
     if guarded {
         open_loopback(&spec.bridge)?;
     }
@@ -99,7 +100,7 @@ pub(crate) async fn ensure(
     if ipv6 {
         ensure_rule(rtnl, IpVersion::V6, AddressFamily::Inet6).await?;
     }
-    Ok(NodeLinks { bridge_index, tun_index })
+    Ok(NodeLinks { bridge_index, bridge_mac, tun_index })
 }
 
 /// Let the node reach host ports at 127.0.0.1: packets from there may leave by the bridge, and their replies come
@@ -141,7 +142,8 @@ async fn ensure_tun(rtnl: &mut Rtnl, spec: &NodeSpec, ipv6: bool) -> Result<u32,
     Ok(index)
 }
 
-async fn ensure_bridge(rtnl: &mut Rtnl, spec: &NodeSpec, ipv6: bool) -> Result<u32, KernelError> {
+/// The bridge's index and hardware address.
+async fn ensure_bridge(rtnl: &mut Rtnl, spec: &NodeSpec, ipv6: bool) -> Result<(u32, [u8; 6]), KernelError> {
     if rtnl.link(&spec.bridge).await?.is_none() {
         // Born one byte short: only an MTU that is set later counts as chosen, and only a chosen one stays
         // when a port with a smaller MTU is added.
@@ -164,7 +166,7 @@ async fn ensure_bridge(rtnl: &mut Rtnl, spec: &NodeSpec, ipv6: bool) -> Result<u
     }
     Sysctl::link("ipv4", &spec.bridge, "rp_filter").ensure("2")?;
     finish(rtnl, &found, spec.bridge_mtu_bytes).await?;
-    Ok(found.header.index)
+    Ok((found.header.index, facts.mac.unwrap_or_default()))
 }
 
 /// MTU and up, for either link.
@@ -178,6 +180,22 @@ async fn finish(rtnl: &mut Rtnl, found: &LinkMessage, mtu_bytes: u32) -> Result<
         rtnl.request(&format!("set link {} up", facts.name), link::up(index)).await?;
     }
     Ok(())
+}
+
+/// The bridge's hardware address: 0a:58 and the last four bytes of the first gateway, so that it is the same whenever it
+/// is made again for the same blocks, and the neighbour entries of running pods stay true.
+fn bridge_mac(gateways: &[IpNet]) -> [u8; 6] {
+    let tail = match gateways.first().map(IpNet::addr) {
+        Some(std::net::IpAddr::V4(v4)) => v4.octets(),
+        Some(std::net::IpAddr::V6(v6)) => {
+            // The gateway of every block ends in ::1; what tells blocks apart lies in the prefix.
+            let folded = v6.segments().iter().fold(0u32, |sum, segment| sum.rotate_left(5) ^ u32::from(*segment));
+            folded.to_be_bytes()
+        }
+        None => [0, 0, 0, 1],
+    };
+    let [a, b, c, d] = tail;
+    [0x0a, 0x58, a, b, c, d]
 }
 
 /// What the TUN has of the gateways. On a link without an IPv4 address even the loose reverse path filter drops
@@ -367,5 +385,13 @@ mod tests {
     fn the_tun_has_the_ipv4_gateways_alone() {
         let gateways = ["10.244.7.1/24", "fd00:1::1/64"].map(|text| text.parse().unwrap());
         assert_eq!(on_tun(&gateways), ["10.244.7.1/32".parse().unwrap()]);
+    }
+
+    #[test]
+    fn the_bridge_address_follows_from_the_first_gateway() {
+        let gateways = |text: &str| vec![text.parse().unwrap()];
+        assert_eq!(bridge_mac(&gateways("10.244.7.1/24")), [0x0a, 0x58, 10, 244, 7, 1]);
+        assert_ne!(bridge_mac(&gateways("fd00:1::1/64")), bridge_mac(&gateways("fd00:2::1/64")));
+        assert_eq!(bridge_mac(&[]), [0x0a, 0x58, 0, 0, 0, 1]);
     }
 }

@@ -165,6 +165,8 @@ pub(crate) struct LinkFacts {
     pub(crate) kind: Option<InfoKind>,
     pub(crate) group: u32,
     pub(crate) mtu_bytes: u32,
+    /// Its hardware address, if it has one of six bytes.
+    pub(crate) mac: Option<[u8; 6]>,
     pub(crate) master: Option<u32>,
     pub(crate) up: bool,
     pub(crate) running: bool,
@@ -183,6 +185,7 @@ pub(crate) fn facts(message: &LinkMessage) -> LinkFacts {
             LinkAttribute::IfName(name) => facts.name.clone_from(name),
             LinkAttribute::Group(group) => facts.group = *group,
             LinkAttribute::Mtu(mtu_bytes) => facts.mtu_bytes = *mtu_bytes,
+            LinkAttribute::Address(bytes) => facts.mac = bytes.as_slice().try_into().ok(),
             LinkAttribute::Controller(master) => facts.master = Some(*master),
             LinkAttribute::LinkInfo(info) => {
                 facts.kind = info.iter().find_map(|part| match part {

@@ -6,7 +6,6 @@ use culvert_core::attachment_check::{AttachmentFacts, Expected, findings};
 use culvert_core::attachment_plan::PodNetwork;
 use culvert_core::host_port::PortTable;
 use culvert_core::route_plan::BridgeGateways;
-use culvert_kernel::NodeSpec;
 use ipnet::IpNet;
 
 use super::{AttachmentError, AttachmentsOwner, CheckRequest};
@@ -19,7 +18,7 @@ impl AttachmentsOwner {
         let attachment = self.attachments.get(key).ok_or_else(|| AttachmentError::Unknown { key: key.clone() })?;
         let attachment = attachment.clone();
         let facts = self.facts(&attachment, request).await?;
-        let network = self.network_of(self.bridge.unwrap_or_default(), &attachment.addresses);
+        let network = self.network_of(self.bridge.map_or(0, |bridge| bridge.index), &attachment.addresses);
         let ports = PortTable::of(self.attachments.values());
         let expected = Expected { network: &network, ports: &ports, previous: Some(&request.previous) };
         let found: Vec<String> = findings(&attachment, &facts, &expected).iter().map(ToString::to_string).collect();
@@ -34,19 +33,14 @@ impl AttachmentsOwner {
         attachment: &Attachment,
         request: &CheckRequest,
     ) -> Result<AttachmentFacts, AttachmentError> {
-        let spec = self.node_spec();
+        let prefixes: Vec<IpNet> = self.pools.iter().map(|pool| pool.range).collect();
+        let spec = node_spec(&self.parts.config, self.blocks.iter().copied(), &prefixes);
         let kernel = &mut self.parts.kernel;
         Ok(AttachmentFacts {
             links: kernel.inspect(attachment, request.namespace.as_ref()).await?,
             nat: kernel.nat_elements().await?,
             rules_stand: kernel.firewall_stands(&spec).await?,
         })
-    }
-
-    /// What the kernel should look like on this node.
-    pub(super) fn node_spec(&self) -> NodeSpec {
-        let prefixes: Vec<IpNet> = self.pools.iter().map(|pool| pool.range).collect();
-        node_spec(&self.parts.config, self.blocks.iter().copied(), &prefixes)
     }
 
     /// What an attachment with these addresses hangs on.

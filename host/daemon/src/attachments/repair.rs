@@ -43,8 +43,8 @@ impl AttachmentsOwner {
     }
 
     /// The bridge is there: repair once, then serve.
-    pub(super) async fn set_bridge(&mut self, index: u32) {
-        self.bridge = Some(index);
+    pub(super) async fn set_bridge(&mut self, bridge: super::Bridge) {
+        self.bridge = Some(bridge);
         if !std::mem::replace(&mut self.repaired, true) {
             self.repair().await;
         }

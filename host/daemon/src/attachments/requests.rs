@@ -29,14 +29,14 @@ impl AttachmentsOwner {
                 return Err(AttachmentError::Exists { key: request.key, host_name });
             }
         }
+        let bridge = self.bridge.ok_or(AttachmentError::NoBridge)?;
         if let Some(mac) = request.mac {
-            admit_mac(mac, &self.node_spec().gateways, self.attachments.values())?;
+            admit_mac(mac, bridge.mac, self.attachments.values())?;
         }
         self.ready(&request.wish)?;
-        let bridge_index = self.bridge.ok_or(AttachmentError::NoBridge)?;
         let taker = Taker { key: &request.key, pod: &request.pod, wish: &request.wish, sticky: request.sticky };
         let addresses = self.take_addresses(&taker).await?;
-        let network = self.network_of(bridge_index, &addresses);
+        let network = self.network_of(bridge.index, &addresses);
         let (attachment, namespace) = self.intend(request, addresses, &network);
         let made = self.make(attachment.clone(), &network, &namespace).await;
         if made.is_err() {

@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use std::collections::BTreeMap;
 
 use super::{ClusterOwner, Done};
-use crate::attachments::Command as AttachmentCommand;
+use crate::attachments::{Bridge, Command as AttachmentCommand};
 use crate::node_spec::node_spec;
 
 /// What a planning job brought back.
@@ -220,7 +220,7 @@ impl ClusterOwner {
         let spec = self.node_spec();
         match self.parts.kernel.ensure_node(&spec).await {
             Ok(links) => {
-                self.parts.attachments.set_bridge(links.bridge_index).await;
+                self.parts.attachments.set_bridge(Bridge { index: links.bridge_index, mac: links.bridge_mac }).await;
                 // Whoever took the rules may have taken the elements with them.
                 self.parts.attachments.send(AttachmentCommand::SetElements).await;
             }
