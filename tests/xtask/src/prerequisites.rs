@@ -12,30 +12,53 @@ use crate::screen;
 pub(crate) const RUST_TARGETS: [&str; 2] = ["wasm32-unknown-unknown", "x86_64-unknown-linux-musl"];
 
 /// A program and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 7] = [
+type Needed = (&'static str, &'static str);
+
+/// What everything needs.
+const PROGRAMS: [Needed; 6] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("iptables", "iptables"),
     ("ip6tables-save", "iptables"),
     ("nft", "nftables"),
-    ("strace", "strace"),
     ("cc", "build-essential"),
 ];
 
-/// Makes sure of everything.
+/// What the tests need besides.
+const PROGRAMS_OF_TESTS: [Needed; 5] = [
+    ("busybox", "busybox-static"),
+    ("containerd", "containerd"),
+    ("podman", "podman"),
+    ("runc", "runc"),
+    ("strace", "strace"),
+];
+
+/// Makes sure of what everything needs.
 ///
 /// # Errors
 /// Something is missing and cannot be installed; the text says what to do.
 pub(crate) fn ensure() -> Result<()> {
+    ensure_with(&[])
+}
+
+/// Makes sure of what the tests need.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_for_tests() -> Result<()> {
+    ensure_with(&PROGRAMS_OF_TESTS)
+}
+
+fn ensure_with(more: &[Needed]) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("network namespaces need root: run it as root, for example `sudo -E env PATH=\"$PATH\" cargo xtask …`");
     }
-    ensure_packages()?;
+    ensure_packages(&[&PROGRAMS, more].concat())?;
     ensure_targets()
 }
 
-fn ensure_packages() -> Result<()> {
-    let packages = missing_packages(command::is_installed);
+fn ensure_packages(needed: &[Needed]) -> Result<()> {
+    let packages = missing_packages(needed, command::is_installed);
     if packages.is_empty() {
         return Ok(());
     }
@@ -52,11 +75,11 @@ fn ensure_packages() -> Result<()> {
 }
 
 /// The packages to install, each once.
-fn missing_packages(is_installed: impl Fn(&str) -> bool) -> Vec<&'static str> {
+fn missing_packages(needed: &[Needed], is_installed: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let mut packages = Vec::new();
-    for (program, package) in PROGRAMS {
-        if !is_installed(program) && !packages.contains(&package) {
-            packages.push(package);
+    for (program, package) in needed {
+        if !is_installed(program) && !packages.contains(package) {
+            packages.push(*package);
         }
     }
     packages
@@ -93,8 +116,9 @@ mod tests {
 
     #[test]
     fn a_package_is_named_once_for_all_its_programs() {
-        assert_eq!(missing_packages(|program| program != "ip" && program != "tc"), ["iproute2"]);
-        assert_eq!(missing_packages(|_| true), Vec::<&str>::new());
-        assert_eq!(missing_packages(|_| false), ["iproute2", "iptables", "nftables", "strace", "build-essential"]);
+        assert_eq!(missing_packages(&PROGRAMS, |program| program != "ip" && program != "tc"), ["iproute2"]);
+        assert_eq!(missing_packages(&PROGRAMS, |_| true), Vec::<&str>::new());
+        let all = ["iproute2", "iptables", "nftables", "build-essential"];
+        assert_eq!(missing_packages(&PROGRAMS, |_| false), all);
     }
 }
