@@ -4,13 +4,14 @@
 //! comes back. So the shim removes the interface itself, which takes its host end along, and leaves a file from
 //! which the daemon frees the address, the host ports and the limits.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 
 use culvert_cni::frame::Request;
 use culvert_cni::tombstone::{file_name, folder};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::call::Call;
@@ -27,24 +28,19 @@ pub fn leave(call: &Call, request: &Request, rtnetlink: Option<&OwnedFd>) -> io:
     }
 }
 
-/// Written whole, then renamed: the daemon never reads half of it.
+/// Written without a name, then named: it is there whole or not at all, also when this process dies on the way.
 fn write(call: &Call, request: &Request) -> io::Result<()> {
     let bytes = request.encode().map_err(io::Error::other)?;
     let folder = folder(&call.socket);
     DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-    let name = file_name(&call.network, &call.environment.container_id, &call.environment.ifname);
-    let unfinished = folder.join(format!("{name}.{}", std::process::id()));
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&unfinished)
-        .and_then(|mut file| file.write_all(&bytes))
-        .and_then(|()| fs::rename(&unfinished, folder.join(name)));
-    if written.is_err() {
-        // What is left of it is not read by anybody.
-        let _ = fs::remove_file(&unfinished);
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let mut file = fs::File::from(rustix::fs::open(&folder, flags, Mode::RUSR | Mode::WUSR)?);
+    file.write_all(&bytes)?;
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let place = folder.join(file_name(&call.network, &call.environment.container_id, &call.environment.ifname));
+    match rustix::fs::linkat(CWD, unnamed, CWD, place, AtFlags::SYMLINK_FOLLOW) {
+        // That of an earlier DEL of the same says the same.
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(reason) => Err(reason.into()),
     }
-    written
 }

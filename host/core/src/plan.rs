@@ -206,6 +206,28 @@ pub struct Plan {
 }
 
 impl Step {
+    /// What kind of change it is, in a word.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::CreateVeth(_) => "create-veth",
+            Self::DeleteLink { .. } => "delete-link",
+            Self::PodLinkUp { .. } => "pod-link-up",
+            Self::PodAddress { .. } => "pod-address",
+            Self::PodRoute { .. } => "pod-route",
+            Self::ShapeIngress { .. } => "shape-ingress",
+            Self::UnshapeIngress { .. } => "unshape-ingress",
+            Self::ShapeEgress { .. } => "shape-egress",
+            Self::UnshapeEgress { .. } => "unshape-egress",
+            Self::SetRoute { .. } => "set-route",
+            Self::RemoveRoute { .. } => "remove-route",
+            Self::SetPort { .. } => "set-port",
+            Self::RemovePort { .. } => "remove-port",
+            Self::Exempt { .. } => "exempt",
+            Self::Unexempt { .. } => "unexempt",
+        }
+    }
+
     /// The step that undoes this one; `None` when nothing is left to undo, because what it made
     /// lives and dies with the veth pair, or because it cannot be brought back.
     #[must_use]

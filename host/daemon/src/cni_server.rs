@@ -23,6 +23,7 @@ use culvert_cni::result::version_list;
 use culvert_cni::version::Verb;
 use culvert_core::allocation::AddressWish;
 use culvert_core::attachment::AttachmentKey;
+use culvert_kernel::kill_point;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
@@ -112,7 +113,9 @@ async fn serve_one(stream: UnixStream, server: Server) {
             return;
         }
     };
+    kill_point(|| "request read".to_owned());
     let served = serve(&request, descriptors, &server).await;
+    kill_point(|| "before the answer".to_owned());
     let code = served.error.as_ref().map_or(0, |error| error.code.number());
     metrics.cni.served(served.verb, code, started.elapsed());
     if let Some(error) = &served.error {
@@ -130,9 +133,13 @@ async fn serve_one(stream: UnixStream, server: Server) {
         tracing::warn!(%error, "a CNI reply could not be sent; the runtime tries again");
         return;
     }
+    kill_point(|| "after the answer".to_owned());
     if let Some(key) = served.acknowledge {
         match tokio::time::timeout(CLIENT_TIMEOUT, channel::acknowledged(&stream)).await {
-            Ok(true) => server.attachments.send(Command::Acknowledged(key)).await,
+            Ok(true) => {
+                kill_point(|| "acknowledgement read".to_owned());
+                server.attachments.send(Command::Acknowledged(key)).await;
+            }
             Ok(false) | Err(_) => tracing::warn!(attachment = %key, "an ADD was not acknowledged; a retry redoes it"),
         }
     }

@@ -274,7 +274,7 @@ impl Started {
             Some(own) => own,
             None => {
                 let own = random_text(Path::new("/dev/urandom"))?;
-                self.store.put(RowKind::Single, "lonely-key", &own, Durability::Process)?;
+                self.store.put(RowKind::Single, "lonely-key", &own, Durability::Power)?;
                 own
             }
         };

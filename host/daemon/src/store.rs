@@ -4,9 +4,12 @@
 //! process, which is all a record of a pod's interface needs, because after a reboot no such
 //! interface exists. Rows that must survive power loss are put with [`Durability::Power`].
 
+mod damage;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use culvert_kernel::kill_point;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,6 +39,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    const ALL: [Self; 9] = [
+        Self::Attachment,
+        Self::Released,
+        Self::Claim,
+        Self::Member,
+        Self::Name,
+        Self::Relay,
+        Self::Reach,
+        Self::Policy,
+        Self::Single,
+    ];
+
     fn text(self) -> &'static str {
         match self {
             Self::Attachment => "attachment",
@@ -119,19 +134,18 @@ pub struct Store(Arc<Mutex<Connection>>);
 impl Store {
     /// Opens or creates `state.db` in `folder`.
     ///
-    /// A file that SQLite cannot read is renamed aside (`state.db.damaged`) and a new one is made:
-    /// the node starts, and repairs itself from the kernel and the mesh.
+    /// A file that is damaged anywhere is renamed aside (`state.db.damaged`) and a new one is made of those of its rows
+    /// that are whole: the node starts, and repairs itself from the kernel, the runtime's results and the mesh.
     ///
     /// **Errors** when neither works.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         std::fs::create_dir_all(folder).map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
         let path = folder.join("state.db");
-        let connection = match open_connection(&path) {
+        let connection = match damage::open_whole(&path) {
             Ok(connection) => connection,
-            Err(error) if is_damage(&error) => {
-                tracing::error!(file = %path.display(), %error, "the state is damaged; set aside, starting anew");
-                set_aside(&path);
-                open_connection(&path).map_err(|source| StoreError::Open { path, source })?
+            Err(error) if damage::is_damage(&error) => {
+                tracing::error!(file = %path.display(), %error, "the state is damaged; set aside, its whole rows are kept");
+                damage::start_anew(&path).map_err(|source| StoreError::Open { path, source })?
             }
             Err(source) => return Err(StoreError::Open { path, source }),
         };
@@ -151,22 +165,28 @@ impl Store {
         let encode = |source| StoreError::Encode { kind: kind.text(), key: key.to_owned(), source };
         let value = serde_json::to_vec(value).map_err(encode)?;
         let checksum = checksum(kind, key, &value);
-        self.write(durability, |connection| {
+        kill_point(|| format!("before writing {}", kind.text()));
+        let written = self.write(durability, |connection| {
             connection
                 .prepare_cached("INSERT OR REPLACE INTO rows (kind, key, value, checksum) VALUES (?1, ?2, ?3, ?4)")?
                 .execute(params![kind.text(), key, value, checksum])
-        })
+        });
+        kill_point(|| format!("after writing {}", kind.text()));
+        written
     }
 
     /// Removes a row; one that is not there counts as removed.
     ///
     /// **Errors** as [`Store::put`].
     pub fn remove(&self, kind: Kind, key: &str, durability: Durability) -> Result<(), StoreError> {
-        self.write(durability, |connection| {
+        kill_point(|| format!("before removing {}", kind.text()));
+        let removed = self.write(durability, |connection| {
             connection
                 .prepare_cached("DELETE FROM rows WHERE kind = ?1 AND key = ?2")?
                 .execute(params![kind.text(), key])
-        })
+        });
+        kill_point(|| format!("after removing {}", kind.text()));
+        removed
     }
 
     /// Reads a row, if it is there and whole.
@@ -234,34 +254,11 @@ fn synchronously(
     written
 }
 
-fn open_connection(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
-    connection.execute_batch(
-        "CREATE TABLE IF NOT EXISTS rows (
-            kind TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, checksum BLOB NOT NULL,
-            PRIMARY KEY (kind, key)
-         ) WITHOUT ROWID",
-    )?;
-    Ok(connection)
-}
-
-fn is_damage(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt))
-}
-
-fn set_aside(path: &Path) {
-    for suffix in ["", "-wal", "-shm"] {
-        let from = PathBuf::from(format!("{}{suffix}", path.display()));
-        let to = PathBuf::from(format!("{}.damaged{suffix}", path.display()));
-        match std::fs::rename(&from, &to) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => tracing::error!(file = %from.display(), %error, "cannot set the damaged state aside"),
-        }
-    }
-}
+/// The one table, as its definition stands in the file.
+const TABLE: &str = "CREATE TABLE rows (
+    kind TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, checksum BLOB NOT NULL,
+    PRIMARY KEY (kind, key)
+) WITHOUT ROWID";
 
 fn checksum(kind: Kind, key: &str, value: &[u8]) -> Vec<u8> {
     let mut hash = Sha256::new();
@@ -287,57 +284,4 @@ fn decode<T: DeserializeOwned>(kind: Kind, key: &str, value: &[u8], sum: &[u8]) 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn folder() -> tempfile::TempDir {
-        tempfile::tempdir().unwrap()
-    }
-
-    #[test]
-    fn a_row_survives_reopening() {
-        let folder = folder();
-        let store = Store::open(folder.path()).unwrap();
-        store.put(Kind::Claim, "10.244.1.0/24", &"edge-1", Durability::Power).unwrap();
-        store.put(Kind::Claim, "10.244.2.0/24", &"edge-2", Durability::Process).unwrap();
-        store.remove(Kind::Claim, "10.244.1.0/24", Durability::Process).unwrap();
-        drop(store);
-        let store = Store::open(folder.path()).unwrap();
-        let (rows, damaged) = store.all::<String>(Kind::Claim).unwrap();
-        assert_eq!(rows, [("10.244.2.0/24".to_owned(), "edge-2".to_owned())]);
-        assert_eq!(damaged, []);
-        assert_eq!(store.get::<String>(Kind::Claim, "10.244.1.0/24").unwrap(), None);
-    }
-
-    #[test]
-    fn a_flipped_row_is_named_and_not_used() {
-        let folder = folder();
-        let store = Store::open(folder.path()).unwrap();
-        store.put(Kind::Member, "edge-1", &7_u32, Durability::Process).unwrap();
-        store.0.lock().unwrap().execute("UPDATE rows SET value = CAST('8' AS BLOB)", []).unwrap();
-        let (rows, damaged) = store.all::<u32>(Kind::Member).unwrap();
-        assert_eq!(rows, []);
-        assert_eq!(damaged, [Damaged { key: "edge-1".to_owned() }]);
-    }
-
-    #[test]
-    fn a_file_that_is_no_database_is_set_aside() {
-        let folder = folder();
-        std::fs::write(folder.path().join("state.db"), vec![0x55; 8192]).unwrap();
-        let store = Store::open(folder.path()).unwrap();
-        store.put(Kind::Single, "sequence", &1_u64, Durability::Process).unwrap();
-        assert_eq!(store.get::<u64>(Kind::Single, "sequence").unwrap(), Some(1));
-        assert!(folder.path().join("state.db.damaged").exists());
-    }
-
-    #[test]
-    fn a_full_disk_is_an_error_and_the_old_row_stays() {
-        let folder = folder();
-        let store = Store::open(folder.path()).unwrap();
-        store.put(Kind::Single, "sequence", &1_u64, Durability::Process).unwrap();
-        store.0.lock().unwrap().pragma_update(None, "query_only", true).unwrap();
-        let refused = store.put(Kind::Single, "sequence", &2_u64, Durability::Process);
-        assert!(matches!(refused, Err(StoreError::Statement { what: "write", .. })), "{refused:?}");
-        assert_eq!(store.get::<u64>(Kind::Single, "sequence").unwrap(), Some(1));
-    }
-}
+mod tests;

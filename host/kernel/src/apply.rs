@@ -26,6 +26,7 @@ use rustix::fd::OwnedFd;
 
 use crate::batch::{Answer, Channel, Refusal, SEND_MAX};
 use crate::error::KernelError;
+use crate::kill_point::{ONE_BY_ONE, kill_point};
 use crate::message::Request;
 use crate::message::route::RouteLinks;
 use crate::nat_table::{Change, NatTable, Refused};
@@ -34,6 +35,9 @@ use crate::sysctl::{Sysctl, SysctlError, has_ipv6};
 use crate::{Kernel, next_index};
 use compile::{Compiled, Facts, Impossible, Side, World, compile};
 use elements::{Changes, changes};
+
+/// Requests that go together.
+const TOGETHER: usize = if ONE_BY_ONE { 1 } else { SEND_MAX };
 
 /// Errors that mean: what the request names is not there.
 const GONE: [i32; 4] = [libc::ENODEV, libc::ENOENT, libc::ESRCH, libc::EADDRNOTAVAIL];
@@ -274,6 +278,7 @@ impl Sequence {
         }
         self.send(Side::Pod, &pod, &mut progress);
         self.change(&changes.last, &mut progress);
+        kill_point(|| "plan applied".to_owned());
         match progress.failure {
             None => Ok(()),
             Some(failure) => {
@@ -285,9 +290,12 @@ impl Sequence {
 
     /// Send the requests of one side and note what came of them.
     fn send(&mut self, side: Side, compiled: &[Compiled], progress: &mut Progress) {
-        for part in compiled.chunks(SEND_MAX) {
+        for part in compiled.chunks(TOGETHER) {
             if progress.failure.is_some() {
                 return;
+            }
+            if let Some(first) = part.first() {
+                kill_point(|| self.place_of(first.position));
             }
             match self.exchange(side, part.iter().map(|one| one.request.clone()).collect()) {
                 Ok(answers) => progress.note(part, answers),
@@ -301,9 +309,14 @@ impl Sequence {
 
     /// Change elements of the NAT table and note what came of it.
     fn change(&mut self, changes: &[Change], progress: &mut Progress) {
-        if progress.failure.is_some() || changes.is_empty() {
-            return;
+        for part in changes.chunks(if ONE_BY_ONE { 1 } else { usize::MAX }) {
+            self.change_together(part, progress);
         }
+    }
+
+    fn change_together(&mut self, changes: &[Change], progress: &mut Progress) {
+        let Some(first) = changes.first().filter(|_| progress.failure.is_none()) else { return };
+        kill_point(|| self.place_of(first.position));
         // A long list is cut, so what was refused may have been done in part: its inverse finds what is there.
         progress.touched.extend(changes.iter().map(|change| change.position));
         match self.nat_table().carry_out(changes) {
@@ -311,6 +324,11 @@ impl Sequence {
             Ok(Err(Refused { position, refusal })) => progress.failure = Some(Failure::Refused(position, refusal)),
             Err(error) => progress.failure = Some(Failure::Socket(error)),
         }
+    }
+
+    /// The name of the place before a step of the plan.
+    fn place_of(&self, position: usize) -> String {
+        format!("step {}", step_at(&self.plan, position).kind())
     }
 
     /// A transaction that panicked left nothing half done: the socket is good for the next.
@@ -336,6 +354,7 @@ impl Sequence {
             steps.filter(|(position, _)| touched.contains(position)).filter_map(|(_, step)| step.inverse()).collect();
         let mut failures = Vec::new();
         for step in inverses {
+            kill_point(|| format!("undo {}", step.kind()));
             if let Err(reason) = self.undo_one(&step) {
                 failures.push(UndoFailure { step: Box::new(step), reason });
             }

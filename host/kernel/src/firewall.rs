@@ -119,7 +119,8 @@ impl Program {
 
     /// Chain, content, jump, in this order: nothing jumps to a chain that is not complete.
     fn ensure(&self, chain: &Chain) -> Result<(), FirewallError> {
-        let present = self.rules_in(chain)?;
+        let listed = self.list(chain)?;
+        let present = rules_in(chain, &listed);
         if present.is_none() {
             self.run(chain, "make it", |tables| tables.new_chain(chain.table, chain.name))?;
         }
@@ -133,7 +134,7 @@ impl Program {
                 self.run(chain, "delete an old rule", |tables| tables.delete(chain.table, chain.name, &number))?;
             }
         }
-        if !self.has_jump(chain)? {
+        if !self.has_jump(chain, &listed)? {
             let jump = jump_to(chain);
             self.run(chain, "jump to it", |tables| tables.insert(chain.table, chain.hook, &jump, 1))?;
         }
@@ -142,25 +143,34 @@ impl Program {
 
     /// Whether a chain is as it should be: not there at all when it has no rules.
     fn stands(&self, chain: &Chain) -> Result<bool, FirewallError> {
-        match self.rules_in(chain)? {
+        let listed = self.list(chain)?;
+        match rules_in(chain, &listed) {
             None => Ok(chain.rules.is_empty()),
-            Some(present) => Ok(!chain.rules.is_empty() && self.is_right(chain, &present)? && self.has_jump(chain)?),
+            Some(present) => {
+                Ok(!chain.rules.is_empty() && self.is_right(chain, &present)? && self.has_jump(chain, &listed)?)
+            }
         }
     }
 
-    fn has_jump(&self, chain: &Chain) -> Result<bool, FirewallError> {
+    fn has_jump(&self, chain: &Chain, listed: &[String]) -> Result<bool, FirewallError> {
         let jump = jump_to(chain);
+        if listed.contains(&format!("-A {} {jump}", chain.hook)) {
+            return Ok(true);
+        }
         self.ask(chain, "look for the jump", |tables| tables.exists(chain.table, chain.hook, &jump))
     }
 
-    /// Whether the chain holds what it should. The program prints rules in its own way, so each wanted one is
-    /// looked up by itself instead of being compared as text.
+    /// Whether the chain holds what it should. A rule that is printed as we write it is there; the program may print one
+    /// in its own way, so what is not found as text is looked up by itself.
     fn is_right(&self, chain: &Chain, present: &[String]) -> Result<bool, FirewallError> {
         if present.len() != chain.rules.len() {
             return Ok(false);
         }
         for rule in &chain.rules {
-            if !self.ask(chain, "look for a rule", |tables| tables.exists(chain.table, chain.name, rule))? {
+            let is_printed = present.contains(&format!("-A {} {rule}", chain.name));
+            if !is_printed
+                && !self.ask(chain, "look for a rule", |tables| tables.exists(chain.table, chain.name, rule))?
+            {
                 return Ok(false);
             }
         }
@@ -171,20 +181,20 @@ impl Program {
     fn remove(&self, chain: &Chain) -> Result<(), FirewallError> {
         let jump = jump_to(chain);
         for _ in 0..DELETIONS_MAX {
-            if !self.has_jump(chain)? {
+            if !self.has_jump(chain, &[])? {
                 break;
             }
             self.run(chain, "remove the jump", |tables| tables.delete(chain.table, chain.hook, &jump))?;
         }
-        if self.rules_in(chain)?.is_some() {
+        if rules_in(chain, &self.list(chain)?).is_some() {
             self.run(chain, "empty it", |tables| tables.flush_chain(chain.table, chain.name))?;
             self.run(chain, "delete it", |tables| tables.delete_chain(chain.table, chain.name))?;
         }
         Ok(())
     }
 
-    /// The rules of a chain, or `None` when there is no such chain.
-    fn rules_in(&self, chain: &Chain) -> Result<Option<Vec<String>>, FirewallError> {
+    /// Everything in a chain's table, a line each.
+    fn list(&self, chain: &Chain) -> Result<Vec<String>, FirewallError> {
         let lines = self.ask(chain, "list it", |tables| tables.list_table(chain.table))?;
         // The program says why it cannot list only on a stream the library throws away.
         if !lines.iter().any(|line| line.starts_with("-P ")) {
@@ -194,12 +204,7 @@ impl Program {
             );
             return Err(FirewallError::Unusable { program: self.0.cmd, reason });
         }
-        let made = format!("-N {}", chain.name);
-        let rule = format!("-A {} ", chain.name);
-        if !lines.contains(&made) {
-            return Ok(None);
-        }
-        Ok(Some(lines.into_iter().filter(|line| line.starts_with(&rule)).collect()))
+        Ok(lines)
     }
 
     fn run(
@@ -225,6 +230,13 @@ impl Program {
             reason: error.to_string().trim().to_owned(),
         })
     }
+}
+
+/// The rules of a chain among the lines of its table, or `None` when there is no such chain.
+fn rules_in(chain: &Chain, listed: &[String]) -> Option<Vec<String>> {
+    let rule = format!("-A {} ", chain.name);
+    let exists = listed.contains(&format!("-N {}", chain.name));
+    exists.then(|| listed.iter().filter(|line| line.starts_with(&rule)).cloned().collect())
 }
 
 /// The rule that leads to a chain.

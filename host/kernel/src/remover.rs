@@ -21,8 +21,9 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
-use crate::batch::{Channel, SEND_MAX, events};
+use crate::batch::{Answer, Channel, SEND_MAX, events};
 use crate::error::KernelError;
+use crate::kill_point::{ONE_BY_ONE, kill_point};
 use crate::message::{Request, link};
 
 /// Batches under way at a time. One would make each wait for the acknowledgement of the one before.
@@ -132,11 +133,21 @@ impl Worker {
     fn delete(&mut self, indexes: &[u32]) -> Result<(), io::Error> {
         let mut requests: Vec<Request> = indexes.iter().map(|index| link::departing(*index)).collect();
         requests.push(link::delete_departing());
-        let answers = self.channel.send(requests)?;
+        let answers = self.send(requests)?;
         // That a link cannot be moved, or that no link is in the group, means that it is gone.
         let refusals = answers.into_iter().filter_map(Result::err);
         let mut refusals = refusals.filter(|refusal| ![libc::ENODEV, libc::ESRCH].contains(&refusal.errno));
         refusals.next().map_or(Ok(()), |refusal| Err(io::Error::from_raw_os_error(refusal.errno)))
+    }
+
+    fn send(&mut self, requests: Vec<Request>) -> io::Result<Vec<Answer>> {
+        let mut answers = Vec::new();
+        for part in requests.chunks(if ONE_BY_ONE { 1 } else { SEND_MAX }) {
+            kill_point(|| "step delete-link".to_owned());
+            answers.extend(self.channel.send(part.to_vec())?);
+        }
+        kill_point(|| "links deleted".to_owned());
+        Ok(answers)
     }
 }
 

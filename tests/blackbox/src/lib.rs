@@ -10,4 +10,5 @@ pub mod links;
 pub mod losses;
 pub mod plugins;
 pub mod rates;
+pub mod small_disk;
 pub mod ways;

@@ -27,6 +27,8 @@ pub struct Call {
 #[derive(Clone, Debug)]
 pub struct RawCall {
     program: PathBuf,
+    /// Another program and its arguments, which runs the plugin.
+    through: Vec<String>,
     environment: BTreeMap<String, String>,
     input: Vec<u8>,
 }
@@ -79,7 +81,7 @@ impl RawCall {
     /// A call without any variable and without input.
     #[must_use]
     pub fn bare(program: &Path) -> Self {
-        Self { program: program.to_owned(), environment: BTreeMap::new(), input: Vec::new() }
+        Self { program: program.to_owned(), through: Vec::new(), environment: BTreeMap::new(), input: Vec::new() }
     }
 
     /// A call with what a runtime always passes: the command, and where programs and plugins are.
@@ -113,6 +115,13 @@ impl RawCall {
         self
     }
 
+    /// The same call, made by another program such as a tracer: its name and arguments.
+    #[must_use]
+    pub fn through(mut self, words: Vec<String>) -> Self {
+        self.through = words;
+        self
+    }
+
     /// The same call with a configuration as its input.
     #[must_use]
     pub fn config(self, config: &Value) -> Self {
@@ -127,6 +136,7 @@ impl RawCall {
         let mut command = runtime.command(Path::new("env"));
         command.arg("-i").args(self.environment.iter().map(|(name, value)| format!("{name}={value}")));
         let mut child = command
+            .args(&self.through)
             .arg(&self.program)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

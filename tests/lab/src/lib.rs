@@ -30,6 +30,7 @@ pub mod shared_node;
 pub mod single_node;
 pub mod site;
 pub mod snapshot;
+pub mod strace;
 pub mod three_sites;
 pub mod wait;
 

@@ -150,6 +150,6 @@ pub fn processes(name: &str) -> Result<Vec<Pid>> {
 
 /// Says on standard error what went wrong while something was removed, where no caller can be told. By the macro,
 /// because the test harness shows what it prints with the test it belongs to.
-pub(crate) fn tell(what: &str) {
+pub fn tell(what: &str) {
     eprintln!("lab: {what}");
 }

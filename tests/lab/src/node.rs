@@ -35,6 +35,8 @@ pub struct Node {
     folder: PathBuf,
     binaries: Arc<Binaries>,
     configuration: Value,
+    program: PathBuf,
+    environment: Vec<(String, String)>,
     daemon: Option<Child>,
 }
 
@@ -54,7 +56,14 @@ impl Node {
         std::fs::create_dir_all(folder.join("state"))?;
         let compile = binaries.program("culvert-compile");
         let configuration = node_config::configuration(&host, setup, &folder, &compile);
-        Ok(Self { host, folder, binaries: binaries.clone(), configuration, daemon: None })
+        let (program, environment) = (binaries.program("culvertd"), Vec::new());
+        Ok(Self { host, folder, binaries: binaries.clone(), configuration, program, environment, daemon: None })
+    }
+
+    /// From the next start on, the daemon is another program, with these variables besides.
+    pub fn use_daemon(&mut self, program: PathBuf, environment: Vec<(String, String)>) {
+        self.program = program;
+        self.environment = environment;
     }
 
     /// The configuration, to be changed before the next start.
@@ -71,7 +80,8 @@ impl Node {
         }
         node_config::write(&self.configuration, &self.config_path())?;
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = self.host.namespace.command(&self.binaries.program("culvertd"));
+        let mut command = self.host.namespace.command(&self.program);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("run").arg("--config").arg(self.config_path());
         // Its own group, so that Ctrl-C at a terminal reaches us alone and we decide the order of things.
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -135,6 +145,23 @@ impl Node {
             Ok(Err(status)) => bail!("the daemon of {} ended with {status}\n{}", self.host.name, self.log_tail()),
             Err(error) => Err(error.context(self.log_tail())),
         }
+    }
+
+    /// Whether the daemon ended by itself, or by a foreign hand, within a bound. From then on there is none.
+    ///
+    /// **Errors** it was not started.
+    pub fn ends_within(&mut self, bound: Duration) -> Result<bool> {
+        let ended = wait::until("the daemon to end", bound, || self.ended()?.context("it runs"));
+        if ended.is_ok() {
+            self.daemon = None;
+        }
+        Ok(ended.is_ok())
+    }
+
+    /// Whether there is a daemon: started, and not seen to have ended.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.daemon.is_some()
     }
 
     /// The status of a daemon that ended by itself.

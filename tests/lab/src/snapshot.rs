@@ -1,6 +1,6 @@
 //! What a machine's network looks like, as lines that can be compared: the proof that nothing was left behind.
 //!
-//! Taken of each namespace: links, addresses, routes, rules, queueing disciplines, iptables, ip6tables, nftables. Values that
+//! Taken of each namespace: links, addresses, routes, rules, neighbours that were set, queueing disciplines, iptables, ip6tables, nftables. Values that
 //! change by themselves (counters, handles, life times, states, carriers) are left out. So are tables that hold nothing but
 //! empty built-in chains: once made, `iptables` itself never removes them. Sysctls are not compared.
 
@@ -14,6 +14,27 @@ use crate::command;
 
 /// The tables that `iptables` makes by itself.
 const IPTABLES_TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+
+/// What is shown of a namespace: a section, the command line, and how its output is read.
+const TOOLS: [(&str, &str, Reader); 11] = [
+    ("links", "ip -json -details link show", json_lines),
+    ("addresses", "ip -json address show", json_lines),
+    ("routes", "ip -json route show table all", json_lines),
+    ("IPv6 routes", "ip -json -6 route show table all", json_lines),
+    ("rules", "ip -json rule show", json_lines),
+    ("IPv6 rules", "ip -json -6 rule show", json_lines),
+    ("neighbours that were set", "ip -json neighbour show nud permanent", json_lines),
+    ("queueing", "tc -json qdisc show", json_lines),
+    ("iptables-save", "iptables-save", saved_rules),
+    ("ip6tables-save", "ip6tables-save", saved_rules),
+    ("nftables", "nft --json list ruleset", nft_objects),
+];
+
+/// Reads a tool's output.
+type Reader = fn(&str) -> Result<BTreeSet<String>>;
+
+/// Printed after each tool.
+const NEXT: &str = "-----next-----";
 
 /// Keys of `ip -json` and `tc -json` that change by themselves.
 const RESTLESS_KEYS: [&str; 9] = [
@@ -42,7 +63,7 @@ impl Snapshot {
     ///
     /// **Errors** a tool fails.
     pub fn add_namespace(&mut self, name: &str) -> Result<()> {
-        self.add_place(name, &format!("ip netns exec {name} "))
+        self.add_place(name, &format!("ip netns exec {name}"))
     }
 
     /// Adds the namespace this process lives in.
@@ -65,25 +86,18 @@ impl Snapshot {
     }
 
     fn add_place(&mut self, place: &str, enter: &str) -> Result<()> {
-        for (section, line) in [
-            ("links", "ip -json -details link show"),
-            ("addresses", "ip -json address show"),
-            ("routes", "ip -json route show table all"),
-            ("IPv6 routes", "ip -json -6 route show table all"),
-            ("rules", "ip -json rule show"),
-            ("IPv6 rules", "ip -json -6 rule show"),
-            ("queueing", "tc -json qdisc show"),
-        ] {
-            let printed = command::run(&format!("{enter}{line}"))?;
-            let lines = json_lines(&printed).with_context(|| format!("`{line}` in {place}"))?;
+        // One shell for all of it: entering a namespace costs more than most of the tools.
+        let script: String = TOOLS.iter().map(|(_, line, _)| format!("{line} || exit; echo {NEXT};")).collect();
+        let mut words = enter.split_whitespace().chain(["sh", "-c"]);
+        let mut command = std::process::Command::new(words.next().context("no shell")?);
+        command.args(words).arg(&script);
+        let printed = command::finish(command, &format!("the tools that show {place}"))?;
+        let next = format!("{NEXT}\n");
+        let parts = printed.split(next.as_str());
+        for ((section, line, read), part) in TOOLS.iter().zip(parts) {
+            let lines = read(part).with_context(|| format!("`{line}` in {place}"))?;
             self.sections.insert(format!("{place}: {section}"), lines);
         }
-        for program in ["iptables-save", "ip6tables-save"] {
-            let printed = command::run(&format!("{enter}{program}"))?;
-            self.sections.insert(format!("{place}: {program}"), saved_rules(&printed));
-        }
-        let printed = command::run(&format!("{enter}nft --json list ruleset"))?;
-        self.sections.insert(format!("{place}: nftables"), nft_objects(&printed)?);
         Ok(())
     }
 
@@ -143,7 +157,8 @@ fn calm(value: Value) -> Value {
 }
 
 /// The rules and own chains of `iptables-save`, each under its table.
-fn saved_rules(printed: &str) -> BTreeSet<String> {
+#[expect(clippy::unnecessary_wraps, reason = "one of several readers")]
+fn saved_rules(printed: &str) -> Result<BTreeSet<String>> {
     let mut table = "";
     let mut rules = BTreeSet::new();
     for line in printed.lines() {
@@ -159,7 +174,7 @@ fn saved_rules(printed: &str) -> BTreeSet<String> {
             rules.insert(format!("{table} {line}"));
         }
     }
-    rules
+    Ok(rules)
 }
 
 /// The objects of `nft --json list ruleset`, without handles and counters.
@@ -211,7 +226,7 @@ mod tests {
         let printed =
             "*nat\n:PREROUTING ACCEPT [5:300]\n:OURS - [0:0]\n:INPUT DROP [1:2]\n-A POSTROUTING -j OURS\nCOMMIT\n";
         let expected = set(&["nat chain OURS -", "nat chain INPUT DROP", "nat -A POSTROUTING -j OURS"]);
-        assert_eq!(saved_rules(printed), expected);
+        assert_eq!(saved_rules(printed).unwrap(), expected);
     }
 
     #[test]

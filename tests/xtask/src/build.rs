@@ -52,17 +52,34 @@ pub(crate) fn everything() -> Result<()> {
     screen::step("build the test plugins", |step| guests(&|name| step.show(name)))
 }
 
+/// Builds the daemon of the kill test, with its own name for a folder: it must never be taken for the shipped one.
+///
+/// # Errors
+/// As [`everything`].
+pub(crate) fn kill_points() -> Result<()> {
+    let place = folder().join(culvert_kill::lane::TEST_BUILD);
+    std::fs::create_dir_all(&place)?;
+    let features = ["--features", "kill-points", "--bin", "culvertd"];
+    let arguments = [&["build", "--release", "--package", "culvert-daemon"], &features[..]].concat();
+    build("the daemon of the kill test", &arguments)?;
+    lay_into(&place, &workspace().join("target/release"), &["culvertd"])
+}
+
 fn build(what: &str, arguments: &[&str]) -> Result<()> {
     screen::step(&format!("build {what}"), |step| screen::run_in_step(step, &mut cargo(arguments)))
 }
 
 /// Copies programs into the folder. By rename, because the old ones may be running.
 fn lay(from: &Path, names: &[&str]) -> Result<()> {
+    lay_into(&folder(), from, names)
+}
+
+fn lay_into(folder: &Path, from: &Path, names: &[&str]) -> Result<()> {
     for name in names {
-        let (place, fresh) = (folder().join(name), folder().join(format!(".{name}.new")));
+        let (place, fresh) = (folder.join(name), folder.join(format!(".{name}.new")));
         std::fs::copy(from.join(name), &fresh)
             .and_then(|_| std::fs::rename(&fresh, &place))
-            .with_context(|| format!("cannot lay {name} into {}", folder().display()))?;
+            .with_context(|| format!("cannot lay {name} into {}", folder.display()))?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod component;
 mod demo;
+mod kill;
 mod prerequisites;
 mod screen;
 mod test;
@@ -52,6 +53,8 @@ enum Task {
         #[command(flatten)]
         cni: bench::CniOptions,
     },
+    /// Kills shim and daemon at system calls and at steps of plans, and looks for what is left.
+    Kill(kill::KillOptions),
     /// Builds a plugin crate to a component.
     Component {
         /// The crate.
@@ -88,6 +91,7 @@ fn run(task: Task) -> Result<bool> {
         }
         Task::Demo { keep, .. } => demo::run(keep)?,
         Task::Test { tier } => test::run(tier)?,
+        Task::Kill(options) => kill::run(options)?,
         Task::Bench { name, output, cni } => {
             bench::run(name, output, cni)?;
             true

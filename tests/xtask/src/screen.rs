@@ -12,6 +12,11 @@ pub(crate) fn line(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
+/// Prints a line beside what is asked for: on standard error, which nobody parses.
+pub(crate) fn remark(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Columns of the terminal; of a wide page when there is none.
 pub(crate) fn width() -> u16 {
     const PAGE: u16 = 160;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use culvert_lab::command;
 
+use crate::kill::{self, KillOptions};
 use crate::{build, prerequisites, screen};
 use outcome::Outcome;
 
@@ -23,16 +24,19 @@ pub(crate) enum Tier {
     Unit,
     /// The real programs in a lab of namespaces.
     Blackbox,
+    /// The real programs, killed at system calls and at steps of plans.
+    Kill,
 }
 
 impl Tier {
-    const ALL: [Self; 3] = [Self::Style, Self::Unit, Self::Blackbox];
+    const ALL: [Self; 4] = [Self::Style, Self::Unit, Self::Blackbox, Self::Kill];
 
     fn run(self) -> Result<Outcome> {
         match self {
             Self::Style => style(),
             Self::Unit => unit(),
             Self::Blackbox => blackbox(),
+            Self::Kill => killed(),
         }
     }
 }
@@ -106,6 +110,16 @@ fn blackbox() -> Result<Outcome> {
     // Labs do not disturb each other, but one of them is four daemons and their traffic: two at a time would measure
     // the machine, not the programs.
     cargo_test(&["--package", "culvert-blackbox"], &["--test-threads", "1"])
+}
+
+fn killed() -> Result<Outcome> {
+    let report = kill::campaign(KillOptions::default())?;
+    report.lines().iter().for_each(|line| screen::line(line));
+    let mut outcome = Outcome::default();
+    outcome.count_check("kill points: as many as wanted are reached", report.reached >= kill::POINTS);
+    outcome.count_check("kill points: every system call and every step is covered", report.uncovered.is_empty());
+    outcome.count_check("kill points: nothing is left, lost or given twice", report.findings.is_empty());
+    Ok(outcome)
 }
 
 /// Runs `cargo test`, shows its output and counts its results.

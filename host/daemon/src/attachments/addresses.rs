@@ -186,7 +186,9 @@ impl AttachmentsOwner {
             let released = LeaseRow { address, state: LeaseState::Released(now), reserved_for: None };
             // Its own row says for whom it is kept.
             let row = self.leases.row(address).unwrap_or(released);
-            if let Err(error) = self.parts.store.put(Kind::Released, &address.to_string(), &row, Durability::Process) {
+            // For whom an address is kept must survive power loss; when it was released need not.
+            let durability = if row.reserved_for.is_some() { Durability::Power } else { Durability::Process };
+            if let Err(error) = self.parts.store.put(Kind::Released, &address.to_string(), &row, durability) {
                 tracing::warn!(%address, %error, "a release could not be recorded; the address may be reused sooner");
             }
         }

@@ -1,6 +1,6 @@
 //! A later place in a chain of plugins: the interface is there, host ports and rates are added to it.
 
-use culvert_core::attachment::{Attachment, AttachmentKey, AttachmentState, next_serial};
+use culvert_core::attachment::{AddDecision, Attachment, AttachmentKey, AttachmentState, next_serial, on_add};
 use culvert_core::attachment_plan::{PodNetwork, plan_add, plan_reshape};
 use culvert_core::host_port::{self, PortTable};
 use culvert_core::plan::Plan;
@@ -19,10 +19,7 @@ impl AttachmentsOwner {
             Some(attachment) if chained.host_links.contains(&attachment.host_name) => {
                 self.extend(attachment, request).await
             }
-            Some(_) => {
-                let host_name = request.key.host_name();
-                Err(AttachmentError::Exists { key: request.key.clone(), host_name })
-            }
+            Some(_) => Err(exists(request)),
             None => self.adopt(chained, request).await,
         }
     }
@@ -49,8 +46,10 @@ impl AttachmentsOwner {
 
     /// Another plugin made the interface: a record of what is added to it, so that DEL finds it.
     async fn adopt(&mut self, chained: &Chained, request: &AddRequest) -> Result<Attachment, AttachmentError> {
-        if self.attachments.contains_key(&request.key) {
-            self.take_down(&request.key).await?;
+        match on_add(self.attachments.get(&request.key)) {
+            AddDecision::Fresh => {}
+            AddDecision::UndoAndRedo => self.take_down(&request.key).await?,
+            AddDecision::Refuse => return Err(exists(request)),
         }
         let missing = |what| AttachmentError::NothingToChain { key: request.key.clone(), what };
         if chained.addresses.is_empty() {
@@ -110,4 +109,9 @@ impl AttachmentsOwner {
         let named = observed.links.iter().filter(|link| chained.host_links.contains(&link.name));
         Ok(named.filter(|link| !has_ports(link.index)).map(|link| link.name.clone()).next_back())
     }
+}
+
+/// The runtime has it already.
+fn exists(request: &AddRequest) -> AttachmentError {
+    AttachmentError::Exists { key: request.key.clone(), host_name: request.key.host_name() }
 }

@@ -7,6 +7,7 @@ use culvert_core::lease::{LeaseRow, LeaseTable};
 use culvert_core::nat::NatElements;
 use culvert_core::plan::{Plan, Step};
 use culvert_core::repair::{Evidence, Occasion, RepairAction, recover, suspects};
+use culvert_kernel::kill_point;
 
 use super::{AttachmentsOwner, Parts};
 use crate::store::{Kind, StoreError};
@@ -58,6 +59,7 @@ impl AttachmentsOwner {
             return;
         };
         for action in recover(self.attachments.values(), &evidence, Occasion::Start) {
+            kill_point(|| "repair".to_owned());
             self.carry_out(action).await;
         }
         self.suspects = suspects(self.attachments.values(), &evidence);

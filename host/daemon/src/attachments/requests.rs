@@ -128,18 +128,28 @@ impl AttachmentsOwner {
     }
 
     /// Releases the addresses of an attachment and drops its record.
+    ///
+    /// A record that cannot be removed is kept, and its addresses with it: read again at the next start, it would claim
+    /// an address that somebody else has by then. The next look tries again.
     pub(super) fn forget(&mut self, key: &AttachmentKey) {
+        if let Some(attachment) = self.attachments.get_mut(key) {
+            attachment.state = AttachmentState::Deleting;
+            if let Err(error) = self.parts.store.remove(Kind::Attachment, &key.to_string(), Durability::Process) {
+                tracing::error!(attachment = %key, %error, "a record could not be removed; its addresses stay taken until it can");
+                return;
+            }
+        }
         self.release_addresses(key);
         self.attachments.remove(key);
-        if let Err(error) = self.parts.store.remove(Kind::Attachment, &key.to_string(), Durability::Process) {
-            tracing::error!(attachment = %key, %error, "a record could not be removed; the next start removes it");
-        }
     }
 
-    /// Journals an attachment, then keeps it.
+    /// Journals an attachment, then keeps it. A sticky lease must survive power loss; what else is in a record is of no
+    /// use after it, because no interface of a pod survives that.
     pub(super) fn record(&mut self, attachment: &Attachment) -> Result<(), AttachmentError> {
         let key = attachment.key.to_string();
-        self.parts.store.put(Kind::Attachment, &key, attachment, Durability::Process)?;
+        let is_new_lease = attachment.sticky && attachment.state == AttachmentState::Intended;
+        let durability = if is_new_lease { Durability::Power } else { Durability::Process };
+        self.parts.store.put(Kind::Attachment, &key, attachment, durability)?;
         self.attachments.insert(attachment.key.clone(), attachment.clone());
         Ok(())
     }

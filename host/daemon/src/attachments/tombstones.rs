@@ -6,6 +6,7 @@ use culvert_cni::frame;
 use culvert_cni::request::Request;
 use culvert_cni::tombstone::{folder, is_tombstone};
 use culvert_core::attachment::AttachmentKey;
+use culvert_kernel::kill_point;
 
 use super::AttachmentsOwner;
 
@@ -27,6 +28,7 @@ impl AttachmentsOwner {
             tracing::error!(%error, "a pod that was deleted while the daemon was away could not be taken down; tried again");
         }
         for tombstone in found {
+            kill_point(|| "note carried out".to_owned());
             if !self.attachments.contains_key(&tombstone.key) {
                 tracing::info!(attachment = %tombstone.key, "deleted while the daemon was away; the rest is freed now");
                 remove(&tombstone.path);
