@@ -112,6 +112,22 @@ impl Vantage<'_> {
         Ok(running)
     }
 
+    /// Accepts associations of SCTP on [`SERVE_PORT`] until dropped.
+    ///
+    /// **Errors** the kernel has no such sockets, or the port is taken.
+    pub fn serve_sctp(&self) -> Result<Running<()>> {
+        let mut running = self.start(&format!("serve --port {SERVE_PORT} --transport sctp"))?;
+        running.wait_running()?;
+        Ok(running)
+    }
+
+    /// Tries one association of SCTP for a second.
+    ///
+    /// **Errors** the probe cannot run; a refusal is in the report.
+    pub fn connect_sctp(&self, address: IpAddr, port: u16) -> Result<ConnectReport> {
+        self.start::<ConnectReport>(&format!("connect {address} --port {port} --transport sctp"))?.finish()
+    }
+
     /// Tries one TCP connection for a second.
     ///
     /// **Errors** the probe cannot run; a refusal is in the report.

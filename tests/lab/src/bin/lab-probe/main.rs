@@ -20,6 +20,8 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use culvert_lab::report::Event;
 
+use connect::Transport;
+
 /// Measures from inside a namespace and prints JSON.
 #[derive(Parser)]
 struct Arguments {
@@ -33,21 +35,27 @@ enum Probe {
     Ping(ping::PingArguments),
     /// Serves `fetch` and `stream` until standard input closes.
     Serve {
-        /// The TCP port, on every address.
+        /// The port, on every address.
         #[arg(long)]
         port: u16,
+        /// Of which transport. Only TCP is spoken; of another one connections are accepted.
+        #[arg(long, value_enum, default_value_t)]
+        transport: Transport,
     },
     /// Downloads from `serve` and checks the SHA-256.
     Fetch(fetch::FetchArguments),
     /// Keeps one connection to `serve` busy until standard input closes, and checks every byte echoed.
     Stream(stream::StreamArguments),
-    /// Tries one TCP connection.
+    /// Tries one connection.
     Connect {
         /// To this address.
         address: IpAddr,
         /// And port.
         #[arg(long)]
         port: u16,
+        /// Of which transport.
+        #[arg(long, value_enum, default_value_t)]
+        transport: Transport,
         /// The longest wait.
         #[arg(long, default_value_t = 1000)]
         within_ms: u64,
@@ -70,11 +78,13 @@ enum Probe {
 fn main() -> Result<()> {
     let report = match Arguments::parse().probe {
         Probe::Ping(arguments) => Event::Ping(ping::run(&arguments)?),
-        Probe::Serve { port } => return serve::run(port),
+        Probe::Serve { port, transport } => return serve::run(port, transport),
         Probe::RemoveLab { prefix } => return remove_lab(&prefix),
         Probe::Fetch(arguments) => Event::Fetch(fetch::run(&arguments)),
         Probe::Stream(arguments) => Event::Stream(stream::run(&arguments)),
-        Probe::Connect { address, port, within_ms } => Event::Connect(connect::run(address, port, within_ms)),
+        Probe::Connect { address, port, transport, within_ms } => {
+            Event::Connect(connect::run(address, port, transport, within_ms))
+        }
         Probe::UdpSend(arguments) => Event::Udp(udp::send(&arguments)?),
         Probe::UdpReceive { port } => Event::Udp(udp::receive(port)?),
     };

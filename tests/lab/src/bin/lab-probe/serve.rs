@@ -6,14 +6,15 @@ use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use anyhow::{Context, Result};
 use culvert_lab::report::Event;
 use sha2::{Digest, Sha256};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
+use crate::connect::Transport;
 use crate::stop::Stop;
 use crate::wire::{self, FRAME_BYTES, Request};
 
 /// Serves both families until standard input closes; then the process ends and its connections with it.
-pub(crate) fn run(port: u16) -> Result<()> {
-    let listener = listen(port)?;
+pub(crate) fn run(port: u16, transport: Transport) -> Result<()> {
+    let listener = listen(port, transport)?;
     crate::print(&Event::Running)?;
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -25,8 +26,8 @@ pub(crate) fn run(port: u16) -> Result<()> {
 }
 
 /// Listens on every address of both families.
-fn listen(port: u16) -> Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+fn listen(port: u16, transport: Transport) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(transport.protocol()))?;
     socket.set_only_v6(false)?;
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into()).with_context(|| format!("port {port}"))?;
