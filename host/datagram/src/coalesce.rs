@@ -1,0 +1,1 @@
+//! Joins received packets of a flow into super-packets for the TUN.

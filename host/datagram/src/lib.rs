@@ -1,0 +1,18 @@
+//! The datagram protocol between two nodes, and nothing else: no sockets, no clock, no randomness, no runtime.
+//!
+//! The engine in `mesh` brings packets, bytes, time and random numbers in as arguments, and carries the answers out.
+//!
+//! ```text
+//! sending     TUN super-packet ─> segment ─> key::SealKey ─> frame ─> UDP
+//! receiving   UDP ─> frame ─> key::OpenKey ─> replay ─> coalesce ─> TUN super-packet
+//! keys        agreement  (messages on the authenticated control stream)
+//! paths       probe      (measures a path; sealed like every other frame)
+//! ```
+
+pub mod agreement;
+pub mod coalesce;
+pub mod frame;
+pub mod key;
+pub mod probe;
+pub mod replay;
+pub mod segment;

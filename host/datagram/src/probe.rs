@@ -1,0 +1,1 @@
+//! What a probe of a path and its answer say.

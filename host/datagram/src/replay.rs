@@ -1,0 +1,1 @@
+//! Which counters were seen: a frame that comes twice is dropped.

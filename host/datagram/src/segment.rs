@@ -1,0 +1,1 @@
+//! Cuts a super-packet of the TUN into packets that fit a path.
