@@ -10,9 +10,14 @@
 //! ```
 
 pub mod agreement;
+mod checksum;
 pub mod coalesce;
 pub mod frame;
 pub mod key;
 pub mod probe;
 pub mod replay;
 pub mod segment;
+mod transport;
+
+#[cfg(test)]
+mod sample;
