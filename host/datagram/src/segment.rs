@@ -61,6 +61,7 @@ pub enum SegmentError {
 #[derive(Clone, Copy, Debug)]
 pub struct Segments<'a> {
     bytes: &'a [u8],
+    header: VnetHeader,
     shape: Shape,
 }
 
@@ -85,7 +86,7 @@ impl<'a> Segments<'a> {
             Gso::Tcp4 | Gso::Tcp6 => cut(header, packet, Protocol::Tcp, mtu_bytes)?,
             Gso::UdpL4 => cut(header, packet, Protocol::Udp, mtu_bytes)?,
         };
-        Ok(Self { bytes: packet.bytes(), shape })
+        Ok(Self { bytes: packet.bytes(), header: *header, shape })
     }
 
     /// How many segments there are; at least one.
@@ -115,6 +116,22 @@ impl<'a> Segments<'a> {
     pub fn checksum(&self) -> Checksum {
         match self.shape {
             Shape::Whole { checksum, .. } | Shape::Cut { checksum, .. } => checksum,
+        }
+    }
+
+    /// Like [`write`](Self::write), for a receiver that is told of a partial checksum by the virtio header returned.
+    pub fn write_single(&self, index: usize, into: &mut [u8]) -> Option<VnetHeader> {
+        self.write(index, into)?;
+        match self.shape {
+            Shape::Cut { transport, checksum: Checksum::Partial, .. } => {
+                let total = into.len();
+                transport.write_partial_checksum(into, total)?;
+                let word = |number: usize| u16::try_from(number).ok();
+                let offset = word(transport.protocol.checksum_offset())?;
+                Some(VnetHeader::with_partial_checksum(word(transport.start)?, offset))
+            }
+            Shape::Whole { checksum: Checksum::Partial, .. } => Some(self.header),
+            Shape::Cut { .. } | Shape::Whole { .. } => Some(VnetHeader::default()),
         }
     }
 

@@ -76,6 +76,22 @@ fn one_packet_goes_as_it_is_with_its_checksum_partial() {
 }
 
 #[test]
+fn a_segment_by_itself_is_what_a_tun_would_have_handed_over() {
+    for v6 in [false, true] {
+        let sample = Sample { protocol: Protocol::Udp, v6, payload: vec![7; 2_500], ..Sample::default() };
+        let bytes = sample.bytes();
+        let segments = plan(&sample.header(), &bytes, 1_400).unwrap();
+        for (index, length) in [(0, 1_000), (1, 1_000), (2, 500)] {
+            let identification = 7 + u16::try_from(index).unwrap();
+            let single = Sample { payload: vec![7; length], identification, ..sample.clone() };
+            let mut segment = vec![0; segments.length(index)];
+            let header = segments.write_single(index, &mut segment);
+            assert_eq!((header, segment), (Some(single.plain_header()), single.bytes()));
+        }
+    }
+}
+
+#[test]
 fn a_checksum_that_the_receiver_could_not_find_is_completed() {
     let sample = Sample { v6: true, extension: true, payload: vec![1; 101], ..Sample::default() };
     let bytes = sample.bytes();
