@@ -10,6 +10,7 @@
 //! ```
 
 pub mod agreement;
+mod checksum;
 pub mod coalesce;
 pub mod frame;
 pub mod key;
@@ -17,3 +18,7 @@ pub mod key_set;
 pub mod probe;
 pub mod replay;
 pub mod segment;
+mod transport;
+
+#[cfg(test)]
+mod sample;

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use culvert_core::tunnel_table::InboundDrop;
+
 /// A number that only grows. Any thread may add to it.
 #[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
@@ -80,6 +82,22 @@ counters! {
     dropped_forbidden_destination,
     /// Packets that the TUN did not take.
     dropped_tun_refused,
+    /// Packets from the TUN that are larger than the path takes, and that must not be cut.
+    dropped_too_big,
+    /// Packets from the TUN that their key did not seal: it has sealed as many as it may, and newer keys are late.
+    dropped_not_sealed,
+    /// Datagrams that the system did not send.
+    dropped_send_failed,
+    /// Datagrams that are no frame, whoever sent them.
+    dropped_frame_malformed,
+    /// Frames with a receiver index that was not given out: strangers, or a peer that missed our restart.
+    dropped_frame_unknown,
+    /// Frames of a peer for an epoch or queue without a key: too early, or too late.
+    dropped_frame_no_key,
+    /// Frames that do not open: somebody else made them.
+    dropped_frame_forged,
+    /// Frames that were received before, or are too far behind to tell.
+    dropped_frame_replayed,
     /// Data streams ended because their framing was broken.
     data_streams_malformed,
     /// Control streams ended because a message was no message.
@@ -100,6 +118,17 @@ counters! {
     probes_answered,
     /// Dials that reached nobody, or somebody else.
     dials_failed,
+}
+
+impl Counters {
+    /// What counts packets from a peer that failed the source or destination check.
+    pub(crate) fn of_inbound_drop(&self, reason: InboundDrop) -> &Count {
+        match reason {
+            InboundDrop::ForeignSource => &self.dropped_foreign_source,
+            InboundDrop::ForeignDestination => &self.dropped_foreign_destination,
+            InboundDrop::ForbiddenDestination => &self.dropped_forbidden_destination,
+        }
+    }
 }
 
 #[cfg(test)]

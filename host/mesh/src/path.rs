@@ -1,8 +1,10 @@
 //! The seam between the packet threads and whatever carries packets: a *path* carries batches of
-//! packets to one peer. Streams are one kind of path (`stream_path`); datagrams will be another.
+//! packets to one peer. Streams are one kind of path (`stream_path`). Datagrams need no batches and are sent by
+//! the reader thread itself (`datagram`).
 //!
 //! ```text
 //! TUN reader thread ──batch──> PathQueue (bounded ring, one a peer) ──> feed (one task a peer) ──> Path
+//!                   └─sealed─> UDP
 //! ```
 //! A peer that stalls fills its own ring and nothing else.
 
@@ -20,6 +22,7 @@ use tokio::time::timeout;
 
 use crate::buffers::{BufferPool, Chunk};
 use crate::counters::Counters;
+use crate::datagram::DatagramPeer;
 
 /// Batches that wait for one peer: 8 × 160 KiB, a quarter of a second at 40 Mbit/s. When it is full,
 /// packets for that peer are dropped and counted, as a full link would.
@@ -74,8 +77,17 @@ impl PathQueue {
     }
 }
 
-/// The rings of all peers, as the packet threads see them.
-pub(crate) type PathDirectory = ArcSwap<BTreeMap<membership::PeerId, Arc<PathQueue>>>;
+/// The ways to one peer.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerPaths {
+    /// The ring of whatever carries batches.
+    pub(crate) ring: Arc<PathQueue>,
+    /// Datagrams, which go before the ring while they have a way.
+    pub(crate) datagrams: Arc<DatagramPeer>,
+}
+
+/// The ways to all peers, as the packet threads see them.
+pub(crate) type PathDirectory = ArcSwap<BTreeMap<membership::PeerId, PeerPaths>>;
 
 /// What a feeding task needs besides its queues.
 #[derive(Clone)]

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use culvert_core::membership;
-use culvert_core::tunnel_table::TunnelTable;
 use futures::StreamExt as _;
 use libp2p::swarm::ConnectionId;
 use libp2p::{PeerId, Stream, Swarm};
@@ -23,21 +22,22 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::admission::Refusal;
 use crate::behaviour::Behaviour;
-use crate::buffers::{BufferPool, Chunk};
 use crate::config::PeerEndpoint;
 use crate::control::AskError;
 use crate::counters::{Count, Counters};
+use crate::datagram::Notice;
 use crate::event::{MeshEvent, PeerStatus};
 use crate::identity::from_core;
 use crate::lanes::Lane;
 use crate::message::{Answer, Ask};
-use crate::path::PathDirectory;
+use crate::packet_threads::TunEnds;
 use crate::peer::Peer;
 use crate::record::CountersignedRecord;
 use crate::relay::Relay;
 use crate::stream_head::StreamHead;
 
 mod commands;
+mod datagrams;
 mod dialing;
 mod events;
 mod streams;
@@ -102,15 +102,6 @@ pub(crate) struct Dial {
     pub(crate) kind: DialKind,
 }
 
-/// What the data path needs, on a node with a TUN.
-#[derive(Clone)]
-pub(crate) struct TunEnds {
-    pub(crate) table: Arc<ArcSwap<TunnelTable>>,
-    pub(crate) pool: Arc<BufferPool>,
-    pub(crate) to_tun: mpsc::Sender<Chunk>,
-    pub(crate) directory: Arc<PathDirectory>,
-}
-
 /// A peer's status with its live count of refused packets.
 pub(crate) type CountedStatus = (PeerStatus, Arc<Count>);
 
@@ -128,6 +119,7 @@ pub(crate) struct Inputs {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) refusals: mpsc::Receiver<Refusal>,
     pub(crate) kicks: mpsc::Receiver<membership::PeerId>,
+    pub(crate) notices: mpsc::Receiver<Notice>,
 }
 
 /// The owner of all mesh state.
@@ -172,6 +164,7 @@ impl Mesh {
                     self.inform(MeshEvent::StrangerRefused { address, reason });
                 }
                 Some(peer) = inputs.kicks.recv() => self.on_kick(&peer),
+                Some(notice) = inputs.notices.recv() => self.on_notice(notice),
                 place = events.reserve(), if !self.backlog.is_empty() => match (place, self.backlog.pop_front()) {
                     (Ok(place), Some(event)) => place.send(event),
                     (Ok(_), None) => {}
@@ -225,7 +218,7 @@ impl Mesh {
             return;
         }
         let status = |peer: &Peer| {
-            let refused = peer.data.as_ref().map(|data| Arc::clone(&data.refused)).unwrap_or_default();
+            let refused = peer.data.as_ref().map(|data| Arc::clone(&data.ways.datagrams.refused)).unwrap_or_default();
             let (name, path) = (peer.name.clone(), peer.announced.clone());
             (PeerStatus { peer: name, path, round_trip: peer.round_trip, refused_packets: refused.read() }, refused)
         };

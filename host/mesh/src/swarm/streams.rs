@@ -12,10 +12,11 @@ use tokio::sync::mpsc;
 use super::{Mesh, Report};
 use crate::control::{self, ControlContext};
 use crate::counters::Count;
+use crate::datagram::DatagramPeer;
 use crate::event::MeshEvent;
 use crate::identity::to_core;
 use crate::lanes::{Lane, LaneEvent};
-use crate::path::{FeedContext, PathQueue, WAITING_PATHS, feed};
+use crate::path::{FeedContext, PathQueue, PeerPaths, WAITING_PATHS, feed};
 use crate::peer::{DataEnds, Peer};
 use crate::receive::{ReceiveContext, receive};
 use crate::stream_head::StreamHead;
@@ -39,7 +40,7 @@ impl Mesh {
             let data = self.start_data(id);
             if let (Some(tun), Some(data)) = (&self.tun, &data) {
                 let mut rings = BTreeMap::clone(&tun.directory.load());
-                rings.insert(to_core(&id), Arc::clone(&data.queue));
+                rings.insert(to_core(&id), data.ways.clone());
                 tun.directory.store(Arc::new(rings));
             }
             self.peers.insert(id, Peer::new(to_core(&id), data, now));
@@ -84,7 +85,8 @@ impl Mesh {
         let context =
             ReceiveContext { peer: to_core(&id), table, pool, to_tun, counters, refused: Arc::clone(&refused) };
         tokio::spawn(receive(context, next_stream));
-        Some(DataEnds { queue, paths, streams, refused })
+        let ways = PeerPaths { ring: queue, datagrams: DatagramPeer::new(to_core(&id), refused) };
+        Some(DataEnds { ways, paths, streams })
     }
 
     /// Announces the connection in use and opens our streams on it.

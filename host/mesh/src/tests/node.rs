@@ -69,6 +69,7 @@ impl TestNode {
             key: NodeKey::load_or_create(&key_path).unwrap(),
             pre_shared_keys: PreSharedKeys::from_texts(&plan.keys).unwrap(),
             listen_port: plan.port,
+            data_port: 0,
             relays: plan.relays,
             serve_relay: plan.serve_relay,
             limits: plan.limits,
@@ -79,7 +80,7 @@ impl TestNode {
                 socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
             rustix::net::sockopt::set_socket_timeout(&kernel, rustix::net::sockopt::Timeout::Recv, Some(LIMIT))
                 .unwrap();
-            (Some(kernel), Some(ours))
+            (Some(kernel), Some(TunDevice { queues: vec![ours], takes_udp: true }))
         } else {
             (None, None)
         };
