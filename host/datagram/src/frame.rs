@@ -24,8 +24,12 @@ pub const MAX_DATAGRAM_BYTES: usize = 65_507;
 /// **Source** DATAPLANE facts; RFC 9147 §4.5.3 allows 2^24.5 full-size TLS records, which are 12 times as large.
 pub const MAX_FRAMES_PER_KEY: u64 = 1 << 32;
 
-/// Queues of packets that one node may send by: more threads than that never pay for one peer.
-pub const MAX_QUEUES: u8 = 64;
+/// After that many frames new keys are due, so that none reaches [`MAX_FRAMES_PER_KEY`].
+pub const WORN_FRAMES: u64 = MAX_FRAMES_PER_KEY / 2;
+
+/// Queues of packets that one node may send by. More threads would not make a TUN faster, and a peer that asks for
+/// all of them costs its receiver 50 KiB an epoch.
+pub const MAX_QUEUES: u8 = 16;
 /// The queue number of probes and their answers, which have a key and a counter of their own, so that whoever
 /// sends them shares no counter with a packet thread.
 pub const PROBE_QUEUE: u8 = 255;

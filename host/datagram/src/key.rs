@@ -9,13 +9,15 @@
 //! ```
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_lc_rs::aead::{AES_128_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
 use crate::frame::{
-    Flags, Header, Kind, LaneAddress, MAX_FRAMES_PER_KEY, OVERHEAD_BYTES, SealedFrame, TAG_BYTES, encode_header,
-    queue_fits,
+    Flags, Header, Kind, LaneAddress, MAX_FRAMES_PER_KEY, OVERHEAD_BYTES, SealedFrame, TAG_BYTES, WORN_FRAMES,
+    encode_header, queue_fits,
 };
 
 /// The nonce of both suites. **Units** bytes.
@@ -40,15 +42,10 @@ impl Suite {
         }
     }
 
-    pub(crate) fn code(self) -> u8 {
-        match self {
-            Self::Aes128Gcm => 1,
-            Self::ChaCha20Poly1305 => 2,
-        }
-    }
-
-    pub(crate) fn from_code(code: u8) -> Option<Self> {
-        [Self::Aes128Gcm, Self::ChaCha20Poly1305].into_iter().find(|suite| suite.code() == code)
+    /// The cipher of two nodes: AES when it is fast for both.
+    #[must_use]
+    pub fn choose(ours_has_aes: bool, theirs_has_aes: bool) -> Self {
+        if ours_has_aes && theirs_has_aes { Self::Aes128Gcm } else { Self::ChaCha20Poly1305 }
     }
 }
 
@@ -77,6 +74,11 @@ impl KeyMaterial {
     #[must_use]
     pub fn new(bytes: [u8; KEY_MATERIAL_BYTES]) -> Self {
         Self(Zeroizing::new(bytes))
+    }
+
+    /// The same for bytes that wipe themselves already, without a copy that stays behind.
+    pub(crate) fn from_wiped(bytes: Zeroizing<[u8; KEY_MATERIAL_BYTES]>) -> Self {
+        Self(bytes)
     }
 }
 
@@ -155,6 +157,7 @@ pub struct SealKey {
     cipher: Cipher,
     lane: LaneAddress,
     next: u64,
+    worn: Arc<AtomicBool>,
 }
 
 impl SealKey {
@@ -164,7 +167,7 @@ impl SealKey {
     /// # Errors
     /// [`KeyLengthError`], which no build shows.
     pub fn new(suite: Suite, material: &KeyMaterial, lane: LaneAddress) -> Result<Self, KeyLengthError> {
-        Ok(Self { cipher: Cipher::new(suite, material)?, lane, next: 0 })
+        Ok(Self { cipher: Cipher::new(suite, material)?, lane, next: 0, worn: Arc::default() })
     }
 
     /// Seals in place. `frame` has 16 bytes of room for the header, the payload, and 16 bytes of room for the tag.
@@ -186,6 +189,9 @@ impl SealKey {
         *header = encode_header(kind, flags, self.lane, counter);
         // Counted before the cipher runs: a nonce that met a failure is not used again.
         self.next += 1;
+        if self.next == WORN_FRAMES {
+            self.worn.store(true, Ordering::Relaxed);
+        }
         let (nonce, aad) = (self.cipher.nonce(counter), Aad::from(&header[..]));
         let sealed = self.cipher.key.seal_in_place_separate_tag(nonce, aad, payload);
         let sealed = sealed.map_err(|_| SealError::Cipher { have })?;
@@ -197,6 +203,12 @@ impl SealKey {
     #[must_use]
     pub fn sealed(&self) -> u64 {
         self.next
+    }
+
+    /// Becomes true when the key has sealed [`WORN_FRAMES`]; stays with whoever asks for new keys.
+    #[must_use]
+    pub fn worn(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.worn)
     }
 
     /// What its frames have in common.
@@ -345,6 +357,25 @@ mod tests {
         let mut beyond = framed(b"one more");
         assert_eq!(seal.seal(Kind::Packet, Flags::default(), &mut beyond), Err(SealError::Exhausted));
         assert_eq!(beyond, framed(b"one more"));
+    }
+
+    #[test]
+    fn aes_is_used_when_both_ends_have_it() {
+        let chosen = [(true, true), (true, false), (false, true), (false, false)].map(|(a, b)| Suite::choose(a, b));
+        let chacha = Suite::ChaCha20Poly1305;
+        assert_eq!(chosen, [Suite::Aes128Gcm, chacha, chacha, chacha]);
+    }
+
+    #[test]
+    fn a_key_says_that_it_is_worn_half_way_to_its_end() {
+        let (mut seal, _) = pair(Suite::Aes128Gcm);
+        let worn = seal.worn();
+        seal.next = WORN_FRAMES - 2;
+        let said = [(); 3].map(|()| {
+            seal.seal(Kind::Packet, Flags::default(), &mut framed(b"packet")).unwrap();
+            worn.load(Ordering::Relaxed)
+        });
+        assert_eq!(said, [false, true, true]);
     }
 
     #[test]

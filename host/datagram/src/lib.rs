@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! sending     TUN super-packet ─> segment ─> key::SealKey ─> frame ─> UDP
-//! receiving   UDP ─> frame ─> key::OpenKey ─> replay ─> coalesce ─> TUN super-packet
-//! keys        agreement  (messages on the authenticated control stream)
+//! receiving   UDP ─> frame ─> key_set::InboundKeys (key::OpenKey, replay) ─> coalesce ─> TUN super-packet
+//! keys        agreement  (messages on the authenticated control stream) ─> key_set
 //! paths       probe      (measures a path; sealed like every other frame)
 //! ```
 
@@ -14,6 +14,7 @@ mod checksum;
 pub mod coalesce;
 pub mod frame;
 pub mod key;
+pub mod key_set;
 pub mod probe;
 pub mod replay;
 pub mod segment;
