@@ -69,6 +69,11 @@ impl PathQueue {
         self.ready.load(Ordering::Relaxed)
     }
 
+    /// Says whether a path is there.
+    pub(crate) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+
     /// Queues a batch, or gives it back when the ring is full or nobody empties it any more.
     pub(crate) fn push(&self, batch: Batch) -> Result<(), Batch> {
         self.ring.try_send(batch).map_err(|error| match error {
@@ -106,7 +111,7 @@ pub(crate) async fn feed<Tag, P: Path, Broke: Future<Output = ()>>(
 ) {
     let mut current: Option<(Tag, P)> = None;
     loop {
-        context.queue.ready.store(current.is_some(), Ordering::Relaxed);
+        context.queue.set_ready(current.is_some());
         let mut next = None;
         tokio::select! {
             biased;
@@ -134,7 +139,7 @@ pub(crate) async fn feed<Tag, P: Path, Broke: Future<Output = ()>>(
             let _ = timeout(FINISH_LIMIT, old.finish()).await;
         }
     }
-    context.queue.ready.store(false, Ordering::Relaxed);
+    context.queue.set_ready(false);
     if let Some((_, path)) = current {
         let _ = timeout(FINISH_LIMIT, path.finish()).await;
     }

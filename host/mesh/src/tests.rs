@@ -4,5 +4,5 @@ mod admission;
 mod data;
 mod hostile;
 mod membership;
-mod node;
+pub(crate) mod node;
 mod relaying;
