@@ -16,10 +16,10 @@ mod steering;
 mod transmitter;
 mod tun_sink;
 
-pub(crate) use keys::HeldKey;
+pub(crate) use keys::{HeldKey, ReceiveKeys, SendKeys};
 pub(crate) use peer::{DatagramPeer, Outbound, Receivers};
 pub(crate) use receiver::{Notice, ReceiverContext, run};
-pub(crate) use socket::DataSocket;
+pub(crate) use socket::{DataSocket, canonical};
 pub(crate) use transmitter::Transmitter;
 
 #[cfg(test)]

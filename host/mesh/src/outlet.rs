@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use culvert_core::membership;
 use culvert_core::packet::{Gso, IpPacket, MAX_FRAME_BYTES, VNET_HEADER_BYTES, VnetHeader, append_frame};
@@ -140,6 +141,9 @@ impl Slot {
             self.key = None;
             return;
         };
+        if let Some(paths) = &self.paths {
+            paths.datagrams.is_busy.store(true, Ordering::Relaxed);
+        }
         if self.key.as_ref().is_none_or(|key| !key.is_of(&outbound.keys)) {
             self.key = HeldKey::take(&outbound.keys, queue);
         }

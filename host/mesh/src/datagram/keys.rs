@@ -3,9 +3,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use culvert_datagram::frame::{Epoch, SealedFrame};
-use culvert_datagram::key::{OpenError, OpenKey, Opened, SealKey};
-use culvert_datagram::replay::ReplayWindow;
+use culvert_datagram::frame::SealedFrame;
+use culvert_datagram::key::{OpenError, Opened, SealKey};
+use culvert_datagram::key_set::InboundKeys;
 
 /// The keys of one epoch that seal, one a queue. A thread takes its own and gives it back when it has newer ones.
 #[derive(Debug)]
@@ -59,30 +59,15 @@ impl Drop for HeldKey {
     }
 }
 
-/// The keys of one epoch that open, one a queue of the peer, each with what it has seen.
-#[derive(Debug)]
-pub(crate) struct OpenKeys {
-    epoch: Epoch,
-    lanes: Vec<(u8, OpenKey, ReplayWindow)>,
-}
-
-impl OpenKeys {
-    /// Keys with the number of the peer's queue that each belongs to.
-    pub(crate) fn new(epoch: Epoch, keys: impl IntoIterator<Item = (u8, OpenKey)>) -> Arc<Self> {
-        let lanes = keys.into_iter().map(|(queue, key)| (queue, key, ReplayWindow::default())).collect();
-        Arc::new(Self { epoch, lanes })
-    }
-}
-
 /// What is accepted from a peer now: the newest epoch, and older ones for a while.
 #[derive(Debug, Default)]
 pub(crate) struct ReceiveKeys {
-    epochs: Vec<Arc<OpenKeys>>,
+    epochs: Vec<Arc<InboundKeys>>,
 }
 
 impl ReceiveKeys {
     /// Keys of those epochs, the newest first.
-    pub(crate) fn new(epochs: Vec<Arc<OpenKeys>>) -> Self {
+    pub(crate) fn new(epochs: Vec<Arc<InboundKeys>>) -> Self {
         Self { epochs }
     }
 
@@ -90,11 +75,7 @@ impl ReceiveKeys {
     ///
     /// **Errors** why it must be dropped.
     pub(crate) fn open<'a>(&self, frame: SealedFrame<'a>) -> Result<Opened<'a>, OpenError> {
-        let (epoch, queue) = (frame.header().epoch(), frame.header().queue());
-        let keys = self.epochs.iter().find(|keys| keys.epoch == epoch).ok_or(OpenError::NoKey)?;
-        let (_, key, window) = keys.lanes.iter().find(|(of, ..)| *of == queue).ok_or(OpenError::NoKey)?;
-        let opened = key.open(frame)?;
-        window.accept(opened.header.counter())?;
-        Ok(opened)
+        let epoch = frame.header().epoch();
+        self.epochs.iter().find(|keys| keys.epoch() == epoch).ok_or(OpenError::NoKey)?.open(frame)
     }
 }

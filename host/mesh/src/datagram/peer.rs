@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use culvert_core::membership;
@@ -32,6 +33,8 @@ pub(crate) struct DatagramPeer {
     /// `None` while the stream carries its packets.
     pub(crate) outbound: ArcSwapOption<Outbound>,
     pub(crate) inbound: ArcSwap<ReceiveKeys>,
+    /// Set by the threads that send to it, cleared by the mesh's task: whether the path carries packets.
+    pub(crate) is_busy: AtomicBool,
     /// Packets from it that failed the source or destination check.
     pub(crate) refused: Arc<Count>,
 }
@@ -39,7 +42,7 @@ pub(crate) struct DatagramPeer {
 impl DatagramPeer {
     /// A peer without keys.
     pub(crate) fn new(name: membership::PeerId, refused: Arc<Count>) -> Arc<Self> {
-        Arc::new(Self { name, outbound: ArcSwapOption::empty(), inbound: ArcSwap::default(), refused })
+        Arc::new(Self { name, outbound: ArcSwapOption::empty(), inbound: ArcSwap::default(), is_busy: AtomicBool::new(false), refused })
     }
 }
 
