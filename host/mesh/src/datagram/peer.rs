@@ -42,7 +42,13 @@ pub(crate) struct DatagramPeer {
 impl DatagramPeer {
     /// A peer without keys.
     pub(crate) fn new(name: membership::PeerId, refused: Arc<Count>) -> Arc<Self> {
-        Arc::new(Self { name, outbound: ArcSwapOption::empty(), inbound: ArcSwap::default(), is_busy: AtomicBool::new(false), refused })
+        Arc::new(Self {
+            name,
+            outbound: ArcSwapOption::empty(),
+            inbound: ArcSwap::default(),
+            is_busy: AtomicBool::new(false),
+            refused,
+        })
     }
 }
 
