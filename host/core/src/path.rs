@@ -13,10 +13,12 @@ use std::net::SocketAddr;
 use crate::membership::PeerId;
 
 mod choice;
+mod mtu;
 mod quality;
 mod set;
 
 pub use choice::{Change, Chooser, Contender, HOLD, MARGIN, MARGIN_PERCENT, RELAY_COST, Reason, SETTLED_ANSWERS};
+pub use mtu::{MTU_STEPS, PathMtu, ProbeSize};
 pub use quality::{Health, Quality, UNANSWERED_TO_DIE};
 pub use set::{BUSY_INTERVAL, IDLE_INTERVAL, MAX_SEEN, MAX_TOLD, PathReport, PathSet, ProbeOrder, QUIET_INTERVAL};
 

@@ -62,6 +62,8 @@ pub struct MeshConfig {
     pub port: u16,
     /// UDP port of packets, another one.
     pub data_port: u16,
+    /// Whether packets may travel as datagrams; otherwise streams carry them all.
+    pub datagrams: bool,
     /// Keys that let a node in; the first proves, all are accepted.
     pub pre_shared_keys: Vec<String>,
     /// The relays; the first is the keeper.
@@ -286,6 +288,7 @@ fn read_mesh(mut section: Section) -> MeshConfig {
     if data_port == port {
         section.fault("dataPort", "is the port of the mesh already; write another one");
     }
+    let datagrams = section.flag("datagrams", true);
     let mut pre_shared_keys: Vec<String> = section.parsed_list("preSharedKeys", "a text");
     for file in section.parsed_list::<String>("preSharedKeyFiles", "a path") {
         match std::fs::read_to_string(&file) {
@@ -304,7 +307,7 @@ fn read_mesh(mut section: Section) -> MeshConfig {
     }
     section.finish();
     let port_of = |number| u16::try_from(number).unwrap_or(20_006);
-    MeshConfig { port: port_of(port), data_port: port_of(data_port), pre_shared_keys, relay_nodes }
+    MeshConfig { port: port_of(port), data_port: port_of(data_port), datagrams, pre_shared_keys, relay_nodes }
 }
 
 fn read_relay(mut section: Section) -> RelayNode {

@@ -238,6 +238,7 @@ impl Started {
             pre_shared_keys: self.pre_shared_keys()?,
             listen_port: mesh.port,
             data_port: mesh.data_port,
+            carry_datagrams: mesh.datagrams,
             relays: relays.collect::<Result<Vec<_>, crate::store::StoreError>>()?,
             serve_relay: self.config.is_relay(),
             limits: MeshLimits::default(),

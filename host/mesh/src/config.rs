@@ -21,6 +21,8 @@ pub struct MeshConfig {
     pub listen_port: u16,
     /// UDP for datagrams with packets, on all addresses. 0 lets the system choose. Not used without a TUN.
     pub data_port: u16,
+    /// Whether packets may travel as datagrams. Otherwise streams carry them all.
+    pub carry_datagrams: bool,
     /// The relays, the keeper first. This node may be one of them.
     pub relays: Vec<RelayAddress>,
     /// Whether this node relays for others.

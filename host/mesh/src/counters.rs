@@ -108,6 +108,10 @@ counters! {
     messages_unknown,
     /// Records not told to a peer because its queue was full.
     tells_dropped,
+    /// Agreements on data keys that came to nothing, on either side. Those whose peer just went away count too.
+    key_agreements_failed,
+    /// Times that a peer's packets were moved to another path, the stream included.
+    path_changes,
     /// Connections ended at the door. Those that broke before their encryption stood are not counted.
     strangers_refused,
     /// Connections whose other end left before it had proved anything: dials that another one overtook, and passers-by.

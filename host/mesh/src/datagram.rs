@@ -19,7 +19,7 @@ mod tun_sink;
 pub(crate) use keys::{HeldKey, ReceiveKeys, SendKeys};
 pub(crate) use peer::{DatagramPeer, Outbound, Receivers};
 pub(crate) use receiver::{Notice, ReceiverContext, run};
-pub(crate) use socket::{DataSocket, canonical};
+pub(crate) use socket::DataSocket;
 pub(crate) use transmitter::Transmitter;
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use culvert_core::membership;
 use culvert_core::tunnel_table::TunnelTable;
+use culvert_datagram::agreement::Terms;
+use culvert_datagram::key::has_aes_instructions;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::Config;
 use libp2p::{Multiaddr, Swarm, TransportError, relay};
@@ -22,6 +24,7 @@ use crate::counters::{Count, MeshCounters};
 use crate::event::{MeshEvent, PeerStatus};
 use crate::identity::{from_core, to_core};
 use crate::message::{Answer, Ask};
+use crate::own_endpoints::OwnEndpoints;
 use crate::packet_threads::{PacketLinks, PacketThreads};
 use crate::probe::Prober;
 use crate::proof::Purpose;
@@ -112,7 +115,8 @@ pub fn start(
     tun: Option<TunDevice>,
     table: Arc<ArcSwap<TunnelTable>>,
 ) -> Result<(MeshHandle, mpsc::Receiver<MeshEvent>), StartError> {
-    let MeshConfig { key, pre_shared_keys, listen_port, data_port, relays, serve_relay, limits } = config;
+    let MeshConfig { key, pre_shared_keys, listen_port, data_port, carry_datagrams, relays, serve_relay, limits } =
+        config;
     check_limits(&limits)?;
     let now = Instant::now();
     let local = key.pair().public().to_peer_id();
@@ -136,6 +140,10 @@ pub fn start(
         None => (None, mpsc::channel(1).1, None),
         Some((ends, notices, threads)) => (Some(ends), notices, Some(threads)),
     };
+    let terms = tun.as_ref().filter(|_| carry_datagrams).map(|tun| {
+        Arc::new(Terms { queues: tun.datagrams.queues, has_aes: has_aes_instructions(), salts: keys.salts() })
+    });
+    let own_endpoints = tun.as_ref().map(|tun| OwnEndpoints::new(tun.datagrams.port));
     let (command_sender, commands) = mpsc::channel(MAX_WAITING);
     let (report_sender, reports) = mpsc::channel(MAX_WAITING);
     let (events, event_receiver) = mpsc::channel(limits.events.max(1));
@@ -150,6 +158,10 @@ pub fn start(
         relays,
         dials: Default::default(),
         tun,
+        terms,
+        own_endpoints,
+        started: now,
+        ticks: 0,
         events,
         backlog: failed.into(),
         reports: report_sender,

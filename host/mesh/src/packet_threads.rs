@@ -57,6 +57,8 @@ pub(crate) struct DatagramEnds {
     pub(crate) socket: Arc<DataSocket>,
     /// How many queues send.
     pub(crate) queues: u8,
+    /// The port that all sockets share.
+    pub(crate) port: u16,
 }
 
 impl DatagramEnds {
@@ -104,12 +106,13 @@ impl PacketThreads {
         let (Some(first_tun), Some(first_socket)) = (tuns.first().cloned(), sockets.first().cloned()) else {
             return Err(StartError::TunQueues { queues: 0 });
         };
+        let port = first_socket.port().map_err(failed)?;
         let ends = TunEnds {
             table: links.table,
             pool: Arc::default(),
             to_tun,
             directory: Arc::default(),
-            datagrams: DatagramEnds { receivers: Arc::default(), socket: first_socket, queues },
+            datagrams: DatagramEnds { receivers: Arc::default(), socket: first_socket, queues, port },
         };
         for ((queue, device), socket) in (0..queues).zip(tuns).zip(sockets) {
             let reading = ReaderContext {

@@ -10,6 +10,7 @@ use libp2p::swarm::ConnectionId;
 use tokio::sync::mpsc;
 
 use crate::control::Saying;
+use crate::datagram_link::DatagramLink;
 use crate::dial::{DialState, Link};
 use crate::event::PeerPath;
 use crate::lanes::Lane;
@@ -173,6 +174,8 @@ pub(crate) struct DataEnds {
     pub(crate) ways: PeerPaths,
     pub(crate) paths: mpsc::Sender<(u64, StreamPath)>,
     pub(crate) streams: mpsc::Sender<(StreamHead, Stream)>,
+    /// `None` when the node has more peers than it can number.
+    pub(crate) link: Option<DatagramLink>,
 }
 
 /// A peer.

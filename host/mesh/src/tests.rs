@@ -5,4 +5,5 @@ mod data;
 mod hostile;
 mod membership;
 pub(crate) mod node;
+mod paths;
 mod relaying;

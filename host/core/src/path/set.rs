@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Change, Chooser, Contender, Endpoint, Health, Origin, PathId, Quality};
+use super::{Change, Chooser, Contender, Endpoint, Health, Origin, PathId, ProbeSize, Quality};
 
 /// Between probes of a path that is being opened, and of the one that carries packets.
 /// **Source** DATAPLANE, paths; TRUST: a dead path is left within a second.
@@ -36,6 +36,8 @@ pub struct ProbeOrder {
     pub path: PathId,
     /// The probe's number on that path.
     pub sequence: u32,
+    /// How long it is.
+    pub size: ProbeSize,
     /// Where to.
     pub endpoint: Endpoint,
 }
@@ -53,6 +55,8 @@ pub struct PathReport {
     pub round_trip: Option<Duration>,
     /// **Units** per thousand.
     pub loss_permille: u32,
+    /// The largest packet it carries. **Units** bytes of an IP packet on the wire; `None` before the first answer.
+    pub mtu_bytes: Option<u16>,
     /// Whether packets take it.
     pub is_current: bool,
 }
@@ -104,8 +108,8 @@ impl PathSet {
         self.bound_seen();
     }
 
-    /// An authentic frame of the peer came from there. True when that was not known: it is probed at once, which
-    /// also answers a NAT's new mapping.
+    /// An authentic frame of the peer came from there. True when that was not known: both it and the direct path in
+    /// use, which a NAT may have forgotten, are to be probed at once.
     pub fn see(&mut self, now: Duration, from: SocketAddr) -> bool {
         let endpoint = Endpoint::Direct(from);
         if let Some(path) = self.find_mut(&endpoint) {
@@ -117,6 +121,10 @@ impl PathSet {
         }
         self.add(endpoint, Origin::Seen, now);
         self.bound_seen();
+        let current = self.chooser.current().and_then(|id| self.paths.get_mut(&id));
+        if let Some(path) = current.filter(|path| path.endpoint.is_direct()) {
+            path.quality.doubt(now);
+        }
         true
     }
 
@@ -126,6 +134,7 @@ impl PathSet {
         let mut due = Vec::new();
         for (id, path) in &mut self.paths {
             let interval = match path.quality.health(now) {
+                _ if path.quality.wants_probe() => Duration::ZERO,
                 Health::Alive if current == Some(*id) && carries_packets => BUSY_INTERVAL,
                 // Nobody moves to a path that died while it was waiting.
                 Health::Alive if rival == Some(*id) => BUSY_INTERVAL,
@@ -136,8 +145,8 @@ impl PathSet {
                 Health::Untried | Health::Dead => QUIET_INTERVAL,
             };
             if path.quality.last_sent().is_none_or(|last| now.saturating_sub(last) >= interval) {
-                let sequence = path.quality.note_sent(now);
-                due.push(ProbeOrder { path: *id, sequence, endpoint: path.endpoint.clone() });
+                let (sequence, size) = path.quality.note_sent(now);
+                due.push(ProbeOrder { path: *id, sequence, size, endpoint: path.endpoint.clone() });
             }
         }
         due
@@ -152,6 +161,7 @@ impl PathSet {
 
     /// Decides again which path to use.
     pub fn decide(&mut self, now: Duration) -> Option<Change> {
+        self.paths.values_mut().for_each(|path| path.quality.review_mtu(now));
         let contenders: Vec<Contender> = self.paths.iter().map(|(id, path)| contender(*id, path, now)).collect();
         let change = self.chooser.decide(now, &contenders);
         for path in self.paths.values_mut().filter(|path| path.quality.health(now) == Health::Dead) {
@@ -165,6 +175,12 @@ impl PathSet {
     #[must_use]
     pub fn current(&self) -> Option<&Endpoint> {
         self.chooser.current().and_then(|id| self.endpoint(id))
+    }
+
+    /// The largest packet that the path in use carries. **Units** bytes of an IP packet on the wire.
+    #[must_use]
+    pub fn current_mtu_bytes(&self) -> Option<u16> {
+        self.chooser.current().and_then(|id| self.paths.get(&id)).and_then(|path| path.quality.mtu_bytes())
     }
 
     /// Where a path leads, while it is a candidate.
@@ -191,6 +207,7 @@ impl PathSet {
             health: path.quality.health(now),
             round_trip: path.quality.round_trip(),
             loss_permille: path.quality.loss_permille(now),
+            mtu_bytes: path.quality.mtu_bytes(),
             is_current: self.chooser.current() == Some(*id),
         };
         self.paths.iter().map(report).collect()

@@ -32,8 +32,8 @@ use crate::datagram::tun_sink::TunSink;
 /// Each buffer holds what GRO joins at most.
 const BUFFER_BYTES: usize = 65_535;
 
-/// Probes are short; what is longer is none. **Units** bytes.
-const MAX_PROBE_BYTES: usize = 256;
+/// Probes are as long as packets on Ethernet at most; what is longer is none. **Units** bytes.
+const MAX_PROBE_BYTES: usize = 1500;
 
 /// What a packet thread tells the mesh's task. When its queue is full it is dropped: all of it comes again.
 #[derive(Debug)]

@@ -32,6 +32,7 @@ pub(super) struct Plan {
     pub(super) serve_relay: bool,
     pub(super) limits: MeshLimits,
     pub(super) with_tun: bool,
+    pub(super) carry_datagrams: bool,
 }
 
 impl Default for Plan {
@@ -43,6 +44,7 @@ impl Default for Plan {
             serve_relay: false,
             limits: MeshLimits::default(),
             with_tun: false,
+            carry_datagrams: true,
         }
     }
 }
@@ -70,6 +72,7 @@ impl TestNode {
             pre_shared_keys: PreSharedKeys::from_texts(&plan.keys).unwrap(),
             listen_port: plan.port,
             data_port: 0,
+            carry_datagrams: plan.carry_datagrams,
             relays: plan.relays,
             serve_relay: plan.serve_relay,
             limits: plan.limits,

@@ -9,13 +9,14 @@ use culvert_core::membership::PeerId;
 use culvert_core::packet::{Gso, VnetHeader};
 use culvert_datagram::frame::{Epoch, Flags, HEADER_BYTES, Kind, LaneAddress, PROBE_QUEUE, ReceiverIndex, TAG_BYTES};
 use culvert_datagram::key::{KEY_MATERIAL_BYTES, KeyMaterial, OpenKey, SealKey, Suite};
+use culvert_datagram::key_set::InboundKeys;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 use tokio::sync::mpsc;
 
 use crate::config::TunDevice;
 use crate::counters::Counters;
-use crate::datagram::keys::{OpenKeys, ReceiveKeys, SendKeys};
 use crate::datagram::{DatagramPeer, Notice, Outbound};
+use crate::datagram::{ReceiveKeys, SendKeys};
 use crate::packet_threads::{PacketLinks, PacketThreads, TunEnds};
 use crate::path::{Batch, PathQueue, PeerPaths};
 use crate::tests::node::{LIMIT, eventually, table};
@@ -110,11 +111,11 @@ impl Engine {
     /// What opens the other end's frames of those epochs, with nothing seen yet.
     fn receive_keys(&self, epochs: &[Epoch]) -> ReceiveKeys {
         let of_epoch = |epoch: &Epoch| {
-            let lanes = (0..4).chain([PROBE_QUEUE]).map(|queue| {
+            let open = |queue| {
                 let material = material(seed(*epoch, 3 - self.number, queue));
-                (queue, OpenKey::new(Suite::Aes128Gcm, &material).unwrap())
-            });
-            OpenKeys::new(*epoch, lanes)
+                OpenKey::new(Suite::Aes128Gcm, &material).unwrap()
+            };
+            Arc::new(InboundKeys::new(self.index, *epoch, (0..4).map(open).collect(), open(PROBE_QUEUE)))
         };
         ReceiveKeys::new(epochs.iter().map(of_epoch).collect())
     }
