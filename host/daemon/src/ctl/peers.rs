@@ -41,8 +41,11 @@ fn packets(peer: &Peer) -> String {
         return if peer.path == "none" { NONE.to_owned() } else { "stream".to_owned() };
     };
     let took = rtt_us.map_or_else(|| NONE.to_owned(), round_trip);
-    let lost =
-        if *loss_permille == 0 { String::new() } else { format!(", {}.{} % lost", loss_permille / 10, loss_permille % 10) };
+    let lost = if *loss_permille == 0 {
+        String::new()
+    } else {
+        format!(", {}.{} % lost", loss_permille / 10, loss_permille % 10)
+    };
     format!("datagrams {kind} {to} ({took}{lost}, MTU {mtu_bytes})")
 }
 
