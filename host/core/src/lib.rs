@@ -27,6 +27,7 @@ pub mod lease;
 pub mod membership;
 pub mod nat;
 pub mod packet;
+pub mod path;
 pub mod plan;
 pub mod policy;
 pub mod prefix_table;

@@ -1,6 +1,7 @@
 //! What a mesh is started with.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use culvert_core::membership::PeerId;
@@ -18,12 +19,25 @@ pub struct MeshConfig {
     /// UDP for QUIC and TCP for Noise, IPv4 and IPv6, on all addresses. 0 lets the system choose,
     /// each of the four differently.
     pub listen_port: u16,
+    /// UDP for datagrams with packets, on all addresses. 0 lets the system choose. Not used without a TUN.
+    pub data_port: u16,
+    /// Whether packets may travel as datagrams. Otherwise streams carry them all.
+    pub carry_datagrams: bool,
     /// The relays, the keeper first. This node may be one of them.
     pub relays: Vec<RelayAddress>,
     /// Whether this node relays for others.
     pub serve_relay: bool,
     /// Every bound.
     pub limits: MeshLimits,
+}
+
+/// The TUN that a mesh serves.
+#[derive(Debug)]
+pub struct TunDevice {
+    /// A descriptor for each queue. **Bounds** 1 to 64.
+    pub queues: Vec<OwnedFd>,
+    /// Whether the device takes UDP super-packets.
+    pub takes_udp: bool,
 }
 
 /// A configured relay.

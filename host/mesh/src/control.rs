@@ -15,9 +15,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::counters::Counters;
+use crate::data_message::DataAsk;
 use crate::event::MeshEvent;
-use crate::message::{self, Answer, Ask, Incoming};
+use crate::message::{self, Answer, Ask, Incoming, Question, Reply};
 use crate::stream_head::StreamHead;
+use crate::swarm::Report;
 
 /// Questions that wait for their answer on one stream. Further ones wait in the peer's queue.
 const MAX_OUTSTANDING: usize = 64;
@@ -37,6 +39,8 @@ const READ_BYTES: usize = 16 * 1024;
 pub(crate) enum Saying {
     /// A question, and who waits for the answer.
     Ask(Ask, oneshot::Sender<Result<Answer, AskError>>),
+    /// A question about the data path, and where the mesh's own task waits for the reply.
+    AskData(DataAsk, oneshot::Sender<Result<Reply, AskError>>),
     /// News, encoded.
     Tell(Arc<[u8]>),
 }
@@ -85,7 +89,11 @@ pub enum AskError {
 #[derive(Clone)]
 pub(crate) struct ControlContext {
     pub(crate) peer: membership::PeerId,
+    /// The same in libp2p's form.
+    pub(crate) id: libp2p::PeerId,
     pub(crate) events: mpsc::Sender<MeshEvent>,
+    /// To the mesh's task, which answers for the data path.
+    pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -123,29 +131,28 @@ async fn say(
     waiting: &mut Waiting,
     saying: Saying,
 ) -> io::Result<()> {
-    match saying {
-        Saying::Tell(bytes) => write(writer, &bytes).await,
-        Saying::Ask(ask, reply) => match message::encode_ask(waiting.next_id, &ask) {
-            Ok(bytes) => {
-                waiting.add(reply);
-                write(writer, &bytes).await
-            }
-            Err(error) => {
-                let peer = context.peer.clone();
-                // Whoever asked may have stopped waiting.
-                let _ = reply.send(Err(AskError::Unreadable { peer, reason: error.to_string() }));
-                Ok(())
-            }
-        },
+    let (question, waiter) = match saying {
+        Saying::Tell(bytes) => return write(writer, &bytes).await,
+        Saying::Ask(ask, reply) => (Question::Owner(ask), Waiter::Owner(reply)),
+        Saying::AskData(ask, reply) => (Question::Data(ask), Waiter::Mesh(reply)),
+    };
+    match message::encode_ask(waiting.next_id, &question) {
+        Ok(bytes) => {
+            waiting.add(waiter);
+            write(writer, &bytes).await
+        }
+        Err(error) => {
+            let peer = context.peer.clone();
+            waiter.settle(&context.peer, Err(AskError::Unreadable { peer, reason: error.to_string() }));
+            Ok(())
+        }
     }
 }
 
 fn hear_answer(context: &ControlContext, waiting: &mut Waiting, bytes: &[u8]) -> io::Result<()> {
     match read_message(context, bytes)? {
         Incoming::Answer { id, answer } => {
-            let peer = context.peer.clone();
-            let reason = || "this version does not know the answer".to_owned();
-            waiting.settle(id, answer.ok_or_else(|| AskError::Unreadable { peer, reason: reason() }));
+            waiting.settle(id, &context.peer, answer.ok_or_else(|| unknown_answer(&context.peer)));
         }
         // Asks and news come on the peer's own stream.
         Incoming::Ask { .. } | Incoming::Tell { .. } | Incoming::Unknown => context.counters.messages_unknown.add(1),
@@ -162,9 +169,8 @@ pub(crate) async fn hear(context: ControlContext, stream: Stream) -> io::Result<
         match read_message(&context, &bytes)? {
             Incoming::Ask { id, ask } => {
                 let answer = answer(&context, ask).await?;
-                let bytes = message::encode_answer(id, &answer).or_else(|error| {
-                    message::encode_answer(id, &Answer::Refused { reason: format!("the answer does not fit: {error}") })
-                });
+                let bytes = message::encode_answer(id, &answer)
+                    .or_else(|error| message::encode_answer(id, &refused(format!("the answer does not fit: {error}"))));
                 write(&mut writer, &bytes.map_err(io::Error::other)?).await?;
             }
             Incoming::Tell { records } => {
@@ -177,16 +183,32 @@ pub(crate) async fn hear(context: ControlContext, stream: Stream) -> io::Result<
     writer.close().await
 }
 
-async fn answer(context: &ControlContext, ask: Result<Ask, String>) -> io::Result<Answer> {
-    let ask = match ask {
-        Ok(ask) => ask,
-        Err(ask) => return Ok(Answer::Unsupported { ask }),
-    };
-    let (reply, answered) = oneshot::channel();
-    let asked = MeshEvent::Asked { from: context.peer.clone(), ask, reply };
-    context.events.send(asked).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
-    let refused = || Answer::Refused { reason: "this node has no answer now; ask again later".to_owned() };
-    Ok(timeout(ANSWER_LIMIT, answered).await.ok().and_then(Result::ok).unwrap_or_else(refused))
+async fn answer(context: &ControlContext, ask: Result<Question, String>) -> io::Result<Reply> {
+    let no_answer = || refused("this node has no answer now; ask again later".to_owned());
+    match ask {
+        Err(ask) => Ok(Reply::Owner(Answer::Unsupported { ask })),
+        Ok(Question::Owner(ask)) => {
+            let (reply, answered) = oneshot::channel();
+            let asked = MeshEvent::Asked { from: context.peer.clone(), ask, reply };
+            context.events.send(asked).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+            let answer = timeout(ANSWER_LIMIT, answered).await.ok().and_then(Result::ok);
+            Ok(answer.map_or_else(no_answer, Reply::Owner))
+        }
+        Ok(Question::Data(ask)) => {
+            let (reply, answered) = oneshot::channel();
+            let asked = Report::DataAsked { peer: context.id, ask, reply };
+            context.reports.send(asked).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+            Ok(timeout(ANSWER_LIMIT, answered).await.ok().and_then(Result::ok).unwrap_or_else(no_answer))
+        }
+    }
+}
+
+fn refused(reason: String) -> Reply {
+    Reply::Owner(Answer::Refused { reason })
+}
+
+fn unknown_answer(peer: &membership::PeerId) -> AskError {
+    AskError::Unreadable { peer: peer.clone(), reason: "this version does not know the answer".to_owned() }
 }
 
 fn read_message(context: &ControlContext, bytes: &[u8]) -> io::Result<Incoming> {
@@ -205,11 +227,30 @@ async fn write(writer: &mut WriteHalf<Stream>, bytes: &[u8]) -> io::Result<()> {
     timeout(WRITE_LIMIT, written).await.map_err(|_| io::ErrorKind::TimedOut)?
 }
 
+/// Who waits for an answer.
+enum Waiter {
+    Owner(oneshot::Sender<Result<Answer, AskError>>),
+    Mesh(oneshot::Sender<Result<Reply, AskError>>),
+}
+
+impl Waiter {
+    fn settle(self, peer: &membership::PeerId, outcome: Result<Reply, AskError>) {
+        // Whoever asked may have stopped waiting.
+        match self {
+            Self::Mesh(reply) => drop(reply.send(outcome)),
+            Self::Owner(reply) => drop(reply.send(outcome.and_then(|answer| match answer {
+                Reply::Owner(answer) => Ok(answer),
+                Reply::Data(_) => Err(unknown_answer(peer)),
+            }))),
+        }
+    }
+}
+
 /// Questions without an answer yet.
 #[derive(Default)]
 struct Waiting {
     next_id: u64,
-    replies: BTreeMap<u64, (Instant, oneshot::Sender<Result<Answer, AskError>>)>,
+    replies: BTreeMap<u64, (Instant, Waiter)>,
 }
 
 impl Waiting {
@@ -221,15 +262,14 @@ impl Waiting {
         self.replies.len()
     }
 
-    fn add(&mut self, reply: oneshot::Sender<Result<Answer, AskError>>) {
-        self.replies.insert(self.next_id, (Instant::now() + ANSWER_LIMIT, reply));
+    fn add(&mut self, waiter: Waiter) {
+        self.replies.insert(self.next_id, (Instant::now() + ANSWER_LIMIT, waiter));
         self.next_id += 1;
     }
 
-    fn settle(&mut self, id: u64, outcome: Result<Answer, AskError>) {
-        if let Some((_, reply)) = self.replies.remove(&id) {
-            // Whoever asked may have stopped waiting.
-            let _ = reply.send(outcome);
+    fn settle(&mut self, id: u64, peer: &membership::PeerId, outcome: Result<Reply, AskError>) {
+        if let Some((_, waiter)) = self.replies.remove(&id) {
+            waiter.settle(peer, outcome);
         }
     }
 
@@ -244,8 +284,8 @@ impl Waiting {
     fn expire(&mut self, peer: &membership::PeerId) {
         let now = Instant::now();
         while let Some(entry) = self.replies.first_entry().filter(|entry| entry.get().0 <= now) {
-            let (_, reply) = entry.remove();
-            let _ = reply.send(Err(AskError::TimedOut { peer: peer.clone() }));
+            let (_, waiter) = entry.remove();
+            waiter.settle(peer, Err(AskError::TimedOut { peer: peer.clone() }));
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use culvert_core::tunnel_table::InboundDrop;
+
 /// A number that only grows. Any thread may add to it.
 #[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
@@ -80,6 +82,32 @@ counters! {
     dropped_forbidden_destination,
     /// Packets that the TUN did not take.
     dropped_tun_refused,
+    /// Packets from the TUN that are larger than the path takes, and that must not be cut.
+    dropped_too_big,
+    /// Packets from the TUN that their key did not seal: it has sealed as many as it may, and newer keys are late.
+    dropped_not_sealed,
+    /// Datagrams that the system did not send.
+    dropped_send_failed,
+    /// Datagrams that are no frame, whoever sent them.
+    dropped_frame_malformed,
+    /// Datagrams that this node sent on as a relay.
+    relayed_datagrams,
+    /// **Units** bytes of those, with their frames' headers.
+    relayed_bytes,
+    /// Datagrams with the relay index of a reservation, but not its tag, or without a frame.
+    dropped_relay_refused,
+    /// Datagrams to relay to an end that has not shown itself.
+    dropped_relay_waiting,
+    /// Datagrams to relay from an end that has used its share.
+    dropped_relay_quota,
+    /// Frames with a receiver index that was not given out: strangers, or a peer that missed our restart.
+    dropped_frame_unknown,
+    /// Frames of a peer for an epoch or queue without a key: too early, or too late.
+    dropped_frame_no_key,
+    /// Frames that do not open: somebody else made them.
+    dropped_frame_forged,
+    /// Frames that were received before, or are too far behind to tell.
+    dropped_frame_replayed,
     /// Data streams ended because their framing was broken.
     data_streams_malformed,
     /// Control streams ended because a message was no message.
@@ -90,6 +118,10 @@ counters! {
     messages_unknown,
     /// Records not told to a peer because its queue was full.
     tells_dropped,
+    /// Agreements on data keys that came to nothing, on either side. Those whose peer just went away count too.
+    key_agreements_failed,
+    /// Times that a peer's packets were moved to another path, the stream included.
+    path_changes,
     /// Connections ended at the door. Those that broke before their encryption stood are not counted.
     strangers_refused,
     /// Connections whose other end left before it had proved anything: dials that another one overtook, and passers-by.
@@ -100,6 +132,17 @@ counters! {
     probes_answered,
     /// Dials that reached nobody, or somebody else.
     dials_failed,
+}
+
+impl Counters {
+    /// What counts packets from a peer that failed the source or destination check.
+    pub(crate) fn of_inbound_drop(&self, reason: InboundDrop) -> &Count {
+        match reason {
+            InboundDrop::ForeignSource => &self.dropped_foreign_source,
+            InboundDrop::ForeignDestination => &self.dropped_foreign_destination,
+            InboundDrop::ForbiddenDestination => &self.dropped_forbidden_destination,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use culvert_core::membership::PeerId;
+use culvert_core::path::Endpoint;
 use tokio::sync::oneshot;
 
 use crate::message::{Answer, Ask};
@@ -24,13 +25,28 @@ pub enum PeerPath {
     },
 }
 
+/// How datagrams reach a peer now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatagramStatus {
+    /// Where they are sent.
+    pub endpoint: Endpoint,
+    /// The smoothed round trip of the path's probes.
+    pub round_trip: Option<Duration>,
+    /// Probes without an answer. **Units** per thousand.
+    pub loss_permille: u32,
+    /// The largest packet inside a datagram. **Units** bytes.
+    pub mtu_bytes: usize,
+}
+
 /// A peer as the mesh knows it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
     /// The peer.
     pub peer: PeerId,
-    /// The path its packets and messages take; `None` while it is not connected.
+    /// The path its messages take, and its packets while no datagrams reach it; `None` while it is not connected.
     pub path: Option<PeerPath>,
+    /// How datagrams with packets reach it; `None` while the stream carries them.
+    pub datagrams: Option<DatagramStatus>,
     /// The last round trip measured on that path.
     pub round_trip: Option<Duration>,
     /// Packets from it that failed the source or destination check since it was first seen.

@@ -2,38 +2,36 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use culvert_core::membership;
 use culvert_core::tunnel_table::TunnelTable;
+use culvert_datagram::agreement::Terms;
+use culvert_datagram::key::has_aes_instructions;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::Config;
 use libp2p::{Multiaddr, Swarm, TransportError, relay};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::address::{quic, socket_of, tcp};
 use crate::admission::Door;
 use crate::behaviour::{self, Behaviour};
-use crate::buffers::BufferPool;
-use crate::config::{MeshConfig, MeshLimits, PeerEndpoint};
+use crate::config::{MeshConfig, MeshLimits, PeerEndpoint, TunDevice};
 use crate::control::{ANSWER_LIMIT, AskError};
 use crate::counters::{Count, MeshCounters};
 use crate::event::{MeshEvent, PeerStatus};
 use crate::identity::{from_core, to_core};
 use crate::message::{Answer, Ask};
+use crate::own_endpoints::OwnEndpoints;
+use crate::packet_threads::{PacketLinks, PacketThreads};
 use crate::probe::Prober;
 use crate::proof::Purpose;
 use crate::record::CountersignedRecord;
 use crate::relay::{Relay, RelayError};
-use crate::swarm::{Audience, Command, Inputs, MAX_WAITING, Mesh, Published, TunEnds};
-use crate::tun_reader::{self, ReaderContext};
-use crate::{transport, tun_writer};
+use crate::swarm::{Audience, Command, Inputs, MAX_WAITING, Mesh, Published};
+use crate::transport;
 
 /// Our handlers never ask for more than this; libp2p's own streams are opened one at a time.
 const IDLE_CONNECTION_LIMIT: Duration = Duration::from_secs(60);
@@ -64,6 +62,20 @@ pub enum StartError {
     /// The TUN cannot be prepared.
     #[error("cannot prepare the tun: {0}")]
     Tun(#[source] io::Error),
+    /// The TUN has no queue, or more than there may be.
+    #[error("a tun with {queues} queues cannot be served; open it with 1 to 64")]
+    TunQueues {
+        /// How many it has.
+        queues: usize,
+    },
+    /// The port for datagrams belongs to somebody else.
+    #[error("cannot use UDP port {port} for datagrams: {source}; choose another data port, or stop what uses this one")]
+    DataPort {
+        /// The port.
+        port: u16,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A thread could not be started.
     #[error("cannot start a packet thread: {0}; raise the limit on threads")]
     Thread(#[source] io::Error),
@@ -84,12 +96,12 @@ struct Inner {
     commands: mpsc::Sender<Command>,
     published: Published,
     prober: Prober,
-    threads: std::sync::Mutex<Option<TunThreads>>,
+    threads: std::sync::Mutex<Option<PacketThreads>>,
 }
 
 /// Starts a mesh on the current tokio runtime.
 ///
-/// `tun` is a TUN opened with a virtio header of 10 bytes; it becomes non-blocking. `table` is read
+/// `tun` was opened with a virtio header of 10 bytes; it becomes non-blocking. `table` is read
 /// for every packet and may be replaced at any time. Whoever starts the process must remove
 /// `SSLKEYLOGFILE` from its environment before: QUIC would write its session keys there.
 ///
@@ -100,10 +112,11 @@ struct Inner {
 /// Outside of a tokio runtime.
 pub fn start(
     config: MeshConfig,
-    tun: Option<OwnedFd>,
+    tun: Option<TunDevice>,
     table: Arc<ArcSwap<TunnelTable>>,
 ) -> Result<(MeshHandle, mpsc::Receiver<MeshEvent>), StartError> {
-    let MeshConfig { key, pre_shared_keys, listen_port, relays, serve_relay, limits } = config;
+    let MeshConfig { key, pre_shared_keys, listen_port, data_port, carry_datagrams, relays, serve_relay, limits } =
+        config;
     check_limits(&limits)?;
     let now = Instant::now();
     let local = key.pair().public().to_peer_id();
@@ -121,13 +134,16 @@ pub fn start(
     let failed = listen(&mut swarm, listen_port)?;
 
     let (kick_sender, kicks) = mpsc::channel(MAX_WAITING);
-    let (tun, threads) = match tun {
-        None => (None, None),
-        Some(tun) => {
-            let (ends, threads) = start_threads(tun, table, kick_sender, &published)?;
-            (Some(ends), Some(threads))
-        }
+    let links = PacketLinks { table, kicks: kick_sender, counters: Arc::clone(&published.counters) };
+    let started = tun.map(|tun| PacketThreads::start(tun, data_port, links)).transpose()?;
+    let (tun, notices, threads) = match started {
+        None => (None, mpsc::channel(1).1, None),
+        Some((ends, notices, threads)) => (Some(ends), notices, Some(threads)),
     };
+    let terms = tun.as_ref().filter(|_| carry_datagrams).map(|tun| {
+        Arc::new(Terms { queues: tun.datagrams.queues, has_aes: has_aes_instructions(), salts: keys.salts() })
+    });
+    let own_endpoints = tun.as_ref().map(|tun| OwnEndpoints::new(tun.datagrams.port));
     let (command_sender, commands) = mpsc::channel(MAX_WAITING);
     let (report_sender, reports) = mpsc::channel(MAX_WAITING);
     let (events, event_receiver) = mpsc::channel(limits.events.max(1));
@@ -142,6 +158,10 @@ pub fn start(
         relays,
         dials: Default::default(),
         tun,
+        terms,
+        own_endpoints,
+        started: now,
+        ticks: 0,
         events,
         backlog: failed.into(),
         reports: report_sender,
@@ -149,7 +169,7 @@ pub fn start(
         changed: true,
     };
     mesh.adopt_relays(now);
-    tokio::spawn(mesh.run(Inputs { commands, refusals, kicks }, reports));
+    tokio::spawn(mesh.run(Inputs { commands, refusals, kicks, notices }, reports));
     let prober = Prober { keys, counters: Arc::clone(&published.counters), key: key.clone() };
     let threads = std::sync::Mutex::new(threads);
     let inner = Inner { peer: key.peer_id(), commands: command_sender, published, prober, threads };
@@ -315,72 +335,4 @@ fn reason_of(error: TransportError<io::Error>) -> String {
 /// The transports wrap the system's error in texts only.
 fn is_address_in_use(reason: &str) -> bool {
     reason.contains(&io::Error::from(rustix::io::Errno::ADDRINUSE).to_string())
-}
-
-/// The two packet threads.
-struct TunThreads {
-    stop: Arc<OwnedFd>,
-    reader: Option<JoinHandle<()>>,
-    writer: Option<JoinHandle<()>>,
-}
-
-impl TunThreads {
-    fn join(mut self) {
-        self.signal();
-        for thread in [self.reader.take(), self.writer.take()].into_iter().flatten() {
-            if thread.join().is_err() {
-                tracing::error!("a packet thread panicked");
-            }
-        }
-    }
-
-    fn signal(&self) {
-        if let Err(error) = rustix::io::write(&self.stop, &1_u64.to_ne_bytes()) {
-            tracing::error!(%error, "cannot stop the tun reader");
-        }
-    }
-}
-
-impl Drop for TunThreads {
-    fn drop(&mut self) {
-        if self.reader.is_some() {
-            self.signal();
-        }
-    }
-}
-
-fn start_threads(
-    tun: OwnedFd,
-    table: Arc<ArcSwap<TunnelTable>>,
-    kicks: mpsc::Sender<membership::PeerId>,
-    published: &Published,
-) -> Result<(TunEnds, TunThreads), StartError> {
-    let flags = fcntl_getfl(&tun).map_err(|error| StartError::Tun(error.into()))?;
-    fcntl_setfl(&tun, flags | OFlags::NONBLOCK).map_err(|error| StartError::Tun(error.into()))?;
-    let stop =
-        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|error| StartError::Tun(error.into()))?;
-    let (tun, stop) = (Arc::new(tun), Arc::new(stop));
-    let pool = Arc::new(BufferPool::default());
-    let directory = Arc::new(ArcSwap::default());
-    let (to_tun, chunks) = mpsc::channel(tun_writer::MAX_WAITING_CHUNKS);
-    let counters = Arc::clone(&published.counters);
-    let reading = ReaderContext {
-        tun: Arc::clone(&tun),
-        stop: Arc::clone(&stop),
-        table: Arc::clone(&table),
-        paths: Arc::clone(&directory),
-        pool: Arc::clone(&pool),
-        counters: Arc::clone(&counters),
-        kicks,
-    };
-    let writer_pool = Arc::clone(&pool);
-    let writer = move || tun_writer::run(&tun, chunks, &writer_pool, &counters);
-    let mut threads = TunThreads { stop, reader: None, writer: None };
-    threads.reader = Some(thread("culvert-tun-rx", move || tun_reader::run(reading))?);
-    threads.writer = Some(thread("culvert-tun-tx", writer)?);
-    Ok((TunEnds { table, pool, to_tun, directory }, threads))
-}
-
-fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(StartError::Thread)
 }

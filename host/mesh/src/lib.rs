@@ -5,7 +5,8 @@
 //! owner ── MeshHandle ──> swarm task ──> libp2p: QUIC | TCP+Noise+Yamux | circuits, all behind the door
 //!       <── MeshEvent ──      │
 //!                             └─ per peer: control stream (ask, tell), data stream (a path)
-//! TUN ──reader thread──> ring per peer ──> path ══> peer ──> checks ──> writer thread ──> TUN
+//! TUN ──reader thread──> datagrams ══> peer ──> receiver thread: checks ──> TUN
+//!                   └──> ring per peer ──> stream ══> peer ──> checks ──> writer thread ──> TUN
 //! ```
 //! It carries what others decide: which record counts, who holds a block and where a packet goes is
 //! core's business; when to dial whom is decided in `dial` and `peer`, without I/O.
@@ -17,6 +18,9 @@ mod buffers;
 mod config;
 mod control;
 mod counters;
+mod data_message;
+mod datagram;
+mod datagram_link;
 mod dial;
 mod event;
 mod handle;
@@ -24,6 +28,9 @@ mod hex;
 mod identity;
 mod lanes;
 mod message;
+mod outlet;
+mod own_endpoints;
+mod packet_threads;
 mod path;
 mod peer;
 mod pre_shared_key;
@@ -44,10 +51,11 @@ mod tun_writer;
 mod tests;
 
 pub use address::{AddressError, AdvertisedAddress, DEFAULT_RELAY_PORT};
-pub use config::{MeshConfig, MeshLimits, PeerEndpoint, RelayAddress};
+pub use config::{MeshConfig, MeshLimits, PeerEndpoint, RelayAddress, TunDevice};
 pub use control::AskError;
 pub use counters::MeshCounters;
-pub use event::{MeshEvent, PeerPath, PeerStatus};
+pub use culvert_datagram::frame::MAX_QUEUES as MAX_TUN_QUEUES;
+pub use event::{DatagramStatus, MeshEvent, PeerPath, PeerStatus};
 pub use handle::{MeshHandle, StartError, start};
 pub use identity::{KeyError, NodeKey};
 pub use message::{Answer, Ask, MAX_MESSAGE_BYTES};

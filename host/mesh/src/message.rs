@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::data_message::{DataAnswer, DataAsk};
 use crate::record::{CountersignedRecord, SignedRecord};
 
 /// A thousand records fit. A longer message ends the stream. **Units** bytes.
@@ -78,6 +79,26 @@ pub enum Answer {
     },
 }
 
+/// A question, by who answers it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Question {
+    /// The mesh's owner.
+    Owner(Ask),
+    /// The mesh itself.
+    Data(DataAsk),
+}
+
+/// What comes back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Reply {
+    /// From the owner; also refusals of the mesh.
+    Owner(Answer),
+    /// From the mesh.
+    Data(DataAnswer),
+}
+
 /// A message that arrived.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Incoming {
@@ -85,10 +106,10 @@ pub(crate) enum Incoming {
     Ask {
         id: u64,
         /// The name of an ask that this version does not know stands in the error.
-        ask: Result<Ask, String>,
+        ask: Result<Question, String>,
     },
     /// The answer to one of ours; `None` when this version does not know it.
-    Answer { id: u64, answer: Option<Answer> },
+    Answer { id: u64, answer: Option<Reply> },
     /// News.
     Tell { records: Vec<CountersignedRecord> },
     /// Something a later version says.
@@ -126,12 +147,12 @@ struct News {
 }
 
 /// An ask with its length in front.
-pub(crate) fn encode_ask(id: u64, ask: &Ask) -> Result<Vec<u8>, MessageError> {
+pub(crate) fn encode_ask(id: u64, ask: &Question) -> Result<Vec<u8>, MessageError> {
     encode(&Outgoing { kind: "ask", id, body: ask })
 }
 
 /// An answer with its length in front.
-pub(crate) fn encode_answer(id: u64, answer: &Answer) -> Result<Vec<u8>, MessageError> {
+pub(crate) fn encode_answer(id: u64, answer: &Reply) -> Result<Vec<u8>, MessageError> {
     encode(&Outgoing { kind: "answer", id, body: answer })
 }
 
@@ -193,12 +214,28 @@ mod tests {
         &bytes[next_message(bytes).unwrap().unwrap()]
     }
 
+    fn refused(reason: String) -> Reply {
+        Reply::Owner(Answer::Refused { reason })
+    }
+
+    #[test]
+    fn what_the_mesh_asks_itself_keeps_apart_from_what_its_owner_asks() {
+        let ask = Question::Data(DataAsk::OfferKeys { offer: vec![1, 0xab] });
+        let bytes = encode_ask(7, &ask).unwrap();
+        assert!(String::from_utf8_lossy(&bytes).contains(r#""ask":"offer-keys","offer":"01ab""#));
+        assert_eq!(decode(body(&bytes)), Ok(Incoming::Ask { id: 7, ask: Ok(ask) }));
+        let answer = Reply::Data(DataAnswer::KeysConfirmed);
+        let bytes = encode_answer(7, &answer).unwrap();
+        assert_eq!(decode(body(&bytes)), Ok(Incoming::Answer { id: 7, answer: Some(answer) }));
+    }
+
     #[test]
     fn asks_and_answers_arrive_as_they_were_sent() {
-        let ask = Ask::Claim { block: "10.244.7.0/24".parse().unwrap(), standing: Standing::Provisional };
+        let ask =
+            Question::Owner(Ask::Claim { block: "10.244.7.0/24".parse().unwrap(), standing: Standing::Provisional });
         let bytes = encode_ask(7, &ask).unwrap();
         assert_eq!(decode(body(&bytes)), Ok(Incoming::Ask { id: 7, ask: Ok(ask) }));
-        let answer = Answer::Refused { reason: "held by edge-2".into() };
+        let answer = refused("held by edge-2".into());
         let bytes = encode_answer(7, &answer).unwrap();
         assert_eq!(decode(body(&bytes)), Ok(Incoming::Answer { id: 7, answer: Some(answer) }));
     }
@@ -207,7 +244,7 @@ mod tests {
     fn a_later_version_is_understood_as_far_as_possible() {
         let later =
             br#"{"kind":"ask","id":1,"body":{"ask":"release","block":"10.0.0.0/24","why":"moved"},"trace":"x"}"#;
-        let release = Ask::Release { block: "10.0.0.0/24".parse().unwrap() };
+        let release = Question::Owner(Ask::Release { block: "10.0.0.0/24".parse().unwrap() });
         assert_eq!(decode(later), Ok(Incoming::Ask { id: 1, ask: Ok(release) }));
         let unknown = br#"{"kind":"ask","id":2,"body":{"ask":"dance"}}"#;
         assert_eq!(decode(unknown), Ok(Incoming::Ask { id: 2, ask: Err("dance".into()) }));
@@ -224,7 +261,7 @@ mod tests {
         let bytes = u32::try_from(length).unwrap().to_be_bytes();
         assert_eq!(next_message(&bytes), Err(MessageError::TooLong { length }));
         let reason = "x".repeat(MAX_MESSAGE_BYTES);
-        assert!(matches!(encode_answer(1, &Answer::Refused { reason }), Err(MessageError::TooLong { .. })));
+        assert!(matches!(encode_answer(1, &refused(reason)), Err(MessageError::TooLong { .. })));
     }
 
     #[test]
@@ -266,7 +303,7 @@ mod tests {
 
         #[test]
         fn a_message_is_found_at_every_cut(reason in ".{0,60}", cut in 0..40_usize) {
-            let bytes = encode_answer(9, &Answer::Refused { reason }).unwrap();
+            let bytes = encode_answer(9, &refused(reason)).unwrap();
             let cut = cut.min(bytes.len() - 1);
             prop_assert_eq!(next_message(&bytes[..cut]), Ok(None));
             prop_assert_eq!(next_message(&bytes), Ok(Some(4..bytes.len())));

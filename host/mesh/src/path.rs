@@ -1,8 +1,10 @@
 //! The seam between the packet threads and whatever carries packets: a *path* carries batches of
-//! packets to one peer. Streams are one kind of path (`stream_path`); datagrams will be another.
+//! packets to one peer. Streams are one kind of path (`stream_path`). Datagrams need no batches and are sent by
+//! the reader thread itself (`datagram`).
 //!
 //! ```text
 //! TUN reader thread ──batch──> PathQueue (bounded ring, one a peer) ──> feed (one task a peer) ──> Path
+//!                   └─sealed─> UDP
 //! ```
 //! A peer that stalls fills its own ring and nothing else.
 
@@ -20,6 +22,7 @@ use tokio::time::timeout;
 
 use crate::buffers::{BufferPool, Chunk};
 use crate::counters::Counters;
+use crate::datagram::DatagramPeer;
 
 /// Batches that wait for one peer: 8 × 160 KiB, a quarter of a second at 40 Mbit/s. When it is full,
 /// packets for that peer are dropped and counted, as a full link would.
@@ -66,6 +69,11 @@ impl PathQueue {
         self.ready.load(Ordering::Relaxed)
     }
 
+    /// Says whether a path is there.
+    pub(crate) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+
     /// Queues a batch, or gives it back when the ring is full or nobody empties it any more.
     pub(crate) fn push(&self, batch: Batch) -> Result<(), Batch> {
         self.ring.try_send(batch).map_err(|error| match error {
@@ -74,8 +82,17 @@ impl PathQueue {
     }
 }
 
-/// The rings of all peers, as the packet threads see them.
-pub(crate) type PathDirectory = ArcSwap<BTreeMap<membership::PeerId, Arc<PathQueue>>>;
+/// The ways to one peer.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerPaths {
+    /// The ring of whatever carries batches.
+    pub(crate) ring: Arc<PathQueue>,
+    /// Datagrams, which go before the ring while they have a way.
+    pub(crate) datagrams: Arc<DatagramPeer>,
+}
+
+/// The ways to all peers, as the packet threads see them.
+pub(crate) type PathDirectory = ArcSwap<BTreeMap<membership::PeerId, PeerPaths>>;
 
 /// What a feeding task needs besides its queues.
 #[derive(Clone)]
@@ -94,7 +111,7 @@ pub(crate) async fn feed<Tag, P: Path, Broke: Future<Output = ()>>(
 ) {
     let mut current: Option<(Tag, P)> = None;
     loop {
-        context.queue.ready.store(current.is_some(), Ordering::Relaxed);
+        context.queue.set_ready(current.is_some());
         let mut next = None;
         tokio::select! {
             biased;
@@ -122,7 +139,7 @@ pub(crate) async fn feed<Tag, P: Path, Broke: Future<Output = ()>>(
             let _ = timeout(FINISH_LIMIT, old.finish()).await;
         }
     }
-    context.queue.ready.store(false, Ordering::Relaxed);
+    context.queue.set_ready(false);
     if let Some((_, path)) = current {
         let _ = timeout(FINISH_LIMIT, path.finish()).await;
     }

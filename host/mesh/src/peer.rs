@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use culvert_core::membership;
@@ -11,11 +10,11 @@ use libp2p::swarm::ConnectionId;
 use tokio::sync::mpsc;
 
 use crate::control::Saying;
-use crate::counters::Count;
+use crate::datagram_link::DatagramLink;
 use crate::dial::{DialState, Link};
 use crate::event::PeerPath;
 use crate::lanes::Lane;
-use crate::path::PathQueue;
+use crate::path::PeerPaths;
 use crate::stream_head::StreamHead;
 use crate::stream_path::StreamPath;
 
@@ -171,11 +170,12 @@ impl LaneSlot {
 
 /// The ends of a peer's data path that the swarm's task holds.
 pub(crate) struct DataEnds {
-    pub(crate) queue: Arc<PathQueue>,
+    /// What the packet threads see of it.
+    pub(crate) ways: PeerPaths,
     pub(crate) paths: mpsc::Sender<(u64, StreamPath)>,
     pub(crate) streams: mpsc::Sender<(StreamHead, Stream)>,
-    /// Packets from the peer that failed the source or destination check.
-    pub(crate) refused: Arc<Count>,
+    /// `None` when the node has more peers than it can number.
+    pub(crate) link: Option<DatagramLink>,
 }
 
 /// A peer.

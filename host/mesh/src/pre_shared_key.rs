@@ -3,8 +3,10 @@
 
 use std::fmt;
 
+use culvert_datagram::agreement::{SALT_NAME_BYTES, Salt};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
+use zeroize::Zeroizing;
 
 /// A shorter text could be guessed by whoever talked to a node once. **Units** bytes.
 const SHORTEST_KEY: usize = 16;
@@ -95,6 +97,17 @@ impl PreSharedKeys {
     /// Proves that the first key is known, by a code over `transcript`.
     pub(crate) fn prove(&self, transcript: &[&[u8]]) -> [u8; 32] {
         self.0.first().map_or([0; 32], |key| authenticate(key, transcript))
+    }
+
+    /// What each key brings into data keys, in the keys' order.
+    pub(crate) fn salts(&self) -> Vec<Salt> {
+        let salt = |key: &[u8; 32]| {
+            let mut name = [0; SALT_NAME_BYTES];
+            let digest = authenticate(key, &[b"culvert name of a data salt 1"]);
+            name.iter_mut().zip(digest).for_each(|(place, byte)| *place = byte);
+            Salt { name, secret: Zeroizing::new(authenticate(key, &[b"culvert data salt 1"])) }
+        };
+        self.0.iter().map(salt).collect()
     }
 
     /// The key by which `proof` was made over `transcript`, if it is one of ours.

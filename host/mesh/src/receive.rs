@@ -166,13 +166,11 @@ fn admit(
         return false;
     };
     let judged = peer.ok_or(InboundDrop::ForeignSource).and_then(|peer| table.check_inbound(peer, &packet));
-    if judged.is_err() {
-        context.refused.add(1);
-    }
     match judged {
-        Err(InboundDrop::ForeignSource) => counters.dropped_foreign_source.add(1),
-        Err(InboundDrop::ForeignDestination) => counters.dropped_foreign_destination.add(1),
-        Err(InboundDrop::ForbiddenDestination) => counters.dropped_forbidden_destination.add(1),
+        Err(reason) => {
+            context.refused.add(1);
+            counters.of_inbound_drop(reason).add(1);
+        }
         Ok(()) if header.admit(&packet).is_err() => counters.dropped_offload.add(1),
         Ok(()) => return true,
     }

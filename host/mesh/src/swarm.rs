@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use culvert_core::membership;
-use culvert_core::tunnel_table::TunnelTable;
+use culvert_datagram::agreement::Terms;
 use futures::StreamExt as _;
 use libp2p::swarm::ConnectionId;
 use libp2p::{PeerId, Stream, Swarm};
@@ -23,21 +23,24 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::admission::Refusal;
 use crate::behaviour::Behaviour;
-use crate::buffers::{BufferPool, Chunk};
 use crate::config::PeerEndpoint;
 use crate::control::AskError;
 use crate::counters::{Count, Counters};
+use crate::data_message::{DataAsk, DataTopic};
+use crate::datagram::Notice;
 use crate::event::{MeshEvent, PeerStatus};
 use crate::identity::from_core;
 use crate::lanes::Lane;
-use crate::message::{Answer, Ask};
-use crate::path::PathDirectory;
+use crate::message::{Answer, Ask, Reply};
+use crate::own_endpoints::OwnEndpoints;
+use crate::packet_threads::TunEnds;
 use crate::peer::Peer;
 use crate::record::CountersignedRecord;
 use crate::relay::Relay;
 use crate::stream_head::StreamHead;
 
 mod commands;
+mod datagrams;
 mod dialing;
 mod events;
 mod streams;
@@ -80,6 +83,10 @@ pub(crate) enum Report {
     Head { peer: PeerId, connection: ConnectionId, lane: Lane, outcome: io::Result<(StreamHead, Stream)> },
     /// An inbound control stream ended.
     HearingEnded { peer: PeerId },
+    /// A peer asks about the data path.
+    DataAsked { peer: PeerId, ask: DataAsk, reply: oneshot::Sender<Reply> },
+    /// What a peer answered about the data path.
+    DataAnswered { peer: PeerId, topic: DataTopic, outcome: Result<Reply, AskError> },
     /// A relay's names were looked up.
     Resolved { relay: usize, found: Vec<SocketAddr> },
 }
@@ -102,15 +109,6 @@ pub(crate) struct Dial {
     pub(crate) kind: DialKind,
 }
 
-/// What the data path needs, on a node with a TUN.
-#[derive(Clone)]
-pub(crate) struct TunEnds {
-    pub(crate) table: Arc<ArcSwap<TunnelTable>>,
-    pub(crate) pool: Arc<BufferPool>,
-    pub(crate) to_tun: mpsc::Sender<Chunk>,
-    pub(crate) directory: Arc<PathDirectory>,
-}
-
 /// A peer's status with its live count of refused packets.
 pub(crate) type CountedStatus = (PeerStatus, Arc<Count>);
 
@@ -128,6 +126,7 @@ pub(crate) struct Inputs {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) refusals: mpsc::Receiver<Refusal>,
     pub(crate) kicks: mpsc::Receiver<membership::PeerId>,
+    pub(crate) notices: mpsc::Receiver<Notice>,
 }
 
 /// The owner of all mesh state.
@@ -144,6 +143,12 @@ pub(crate) struct Mesh {
     pub(crate) relays: Vec<Relay>,
     pub(crate) dials: BTreeMap<ConnectionId, Dial>,
     pub(crate) tun: Option<TunEnds>,
+    /// What this node brings into agreements on data keys; there when it carries datagrams.
+    pub(crate) terms: Option<Arc<Terms>>,
+    /// Where datagrams reach this node; there with a TUN.
+    pub(crate) own_endpoints: Option<OwnEndpoints>,
+    pub(crate) started: Instant,
+    pub(crate) ticks: u32,
     pub(crate) events: mpsc::Sender<MeshEvent>,
     pub(crate) backlog: VecDeque<MeshEvent>,
     pub(crate) reports: mpsc::Sender<Report>,
@@ -172,6 +177,7 @@ impl Mesh {
                     self.inform(MeshEvent::StrangerRefused { address, reason });
                 }
                 Some(peer) = inputs.kicks.recv() => self.on_kick(&peer),
+                Some(notice) = inputs.notices.recv() => self.on_notice(notice),
                 place = events.reserve(), if !self.backlog.is_empty() => match (place, self.backlog.pop_front()) {
                     (Ok(place), Some(event)) => place.send(event),
                     (Ok(_), None) => {}
@@ -224,10 +230,14 @@ impl Mesh {
         if !std::mem::take(&mut self.changed) {
             return;
         }
+        let now = self.now();
         let status = |peer: &Peer| {
-            let refused = peer.data.as_ref().map(|data| Arc::clone(&data.refused)).unwrap_or_default();
+            let link = peer.data.as_ref().and_then(|data| data.link.as_ref());
+            let datagrams = link.and_then(|link| link.report(now));
+            let refused = peer.data.as_ref().map(|data| Arc::clone(&data.ways.datagrams.refused)).unwrap_or_default();
             let (name, path) = (peer.name.clone(), peer.announced.clone());
-            (PeerStatus { peer: name, path, round_trip: peer.round_trip, refused_packets: refused.read() }, refused)
+            let (round_trip, refused_packets) = (peer.round_trip, refused.read());
+            (PeerStatus { peer: name, path, datagrams, round_trip, refused_packets }, refused)
         };
         let mut peers: Vec<CountedStatus> = self.peers.values().map(status).collect();
         peers.sort_by(|(left, _), (right, _)| left.peer.cmp(&right.peer));

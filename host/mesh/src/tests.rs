@@ -4,5 +4,6 @@ mod admission;
 mod data;
 mod hostile;
 mod membership;
-mod node;
+pub(crate) mod node;
+mod paths;
 mod relaying;

@@ -32,6 +32,7 @@ pub mod site;
 pub mod snapshot;
 pub mod strace;
 pub mod three_sites;
+pub mod two_sides;
 pub mod wait;
 
 pub use binaries::Binaries;
@@ -48,3 +49,4 @@ pub use single_node::SingleNode;
 pub use site::Site;
 pub use snapshot::Snapshot;
 pub use three_sites::ThreeSites;
+pub use two_sides::TwoSides;

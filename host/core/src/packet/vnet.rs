@@ -145,6 +145,25 @@ impl VnetHeader {
         ]
     }
 
+    /// The header of a packet whose checksum is partial. **Units** bytes; `start` from the start of the packet,
+    /// `offset` from there.
+    #[must_use]
+    pub fn with_partial_checksum(start: u16, offset: u16) -> Self {
+        Self { flags: FLAG_NEEDS_CSUM, checksum_start: start, checksum_offset: offset, ..Self::default() }
+    }
+
+    /// The same header for a super-packet. **Units** bytes; all headers, and the payload of a segment.
+    #[must_use]
+    pub fn with_gso(self, gso: Gso, header_length: u16, gso_size: u16) -> Self {
+        let gso_type = match gso {
+            Gso::None => GSO_NONE,
+            Gso::Tcp4 => GSO_TCP4,
+            Gso::Tcp6 => GSO_TCP6,
+            Gso::UdpL4 => GSO_UDP_L4,
+        };
+        Self { gso_type, header_length, gso_size, ..self }
+    }
+
     /// Whether the checksum is partial and must be completed before the packet leaves the machine.
     #[must_use]
     pub fn needs_checksum(&self) -> bool {
@@ -297,6 +316,17 @@ mod tests {
         }
         let ignored = VnetHeader { flags: FLAG_DATA_VALID, checksum_start: 999, ..VnetHeader::default() };
         assert_eq!(admit(ignored, 4, 6), Ok(Gso::None));
+    }
+
+    #[test]
+    fn headers_that_are_made_here_are_admitted() {
+        let partial = VnetHeader::with_partial_checksum(20, 16);
+        assert_eq!((admit(partial, 4, 6), partial.needs_checksum()), (Ok(Gso::None), true));
+        assert_eq!(admit(partial.with_gso(Gso::Tcp4, 40, 10), 4, 6), Ok(Gso::Tcp4));
+        let partial = VnetHeader::with_partial_checksum(40, 16);
+        assert_eq!(admit(partial.with_gso(Gso::Tcp6, 60, 10), 6, 6), Ok(Gso::Tcp6));
+        assert_eq!(admit(partial.with_gso(Gso::UdpL4, 48, 10), 6, 17), Ok(Gso::UdpL4));
+        assert_eq!(partial.with_gso(Gso::None, 0, 0), partial);
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl Mesh {
 }
 
 /// Queues something for a connected peer; gives it back when there are too many already.
-fn say(peer: &mut Peer, saying: Saying) -> Result<(), Saying> {
+pub(super) fn say(peer: &mut Peer, saying: Saying) -> Result<(), Saying> {
     let saying = match &peer.sayings {
         Some(sayings) => match sayings.try_send(saying) {
             Ok(()) => return Ok(()),

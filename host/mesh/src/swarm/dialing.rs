@@ -16,6 +16,9 @@ use crate::identity::to_core;
 /// A name server that does not answer within this is asked again later.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(4);
 
+/// Ticks between two publications of what changes all the time.
+const TICKS_PER_LOOK: u32 = 10;
+
 /// Addresses taken from one look-up of a relay's name.
 const MAX_RESOLVED: usize = 8;
 
@@ -26,11 +29,15 @@ impl Mesh {
         for relay in 0..self.relays.len() {
             self.tend_relay(relay, now);
         }
+        self.ticks = self.ticks.wrapping_add(1);
+        // Round trips and losses change all the time; once a second is often enough to be looked at.
+        self.changed |= self.ticks.is_multiple_of(TICKS_PER_LOOK) && self.terms.is_some();
         let circuits = self.circuits();
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
             self.dial_peer(id, &circuits, now);
             self.tend_streams(id, now);
+            self.tend_datagrams(id);
             self.prune(id, now);
         }
     }

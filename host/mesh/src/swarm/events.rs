@@ -134,6 +134,10 @@ impl Mesh {
         peer.data_lane.closed(connection, now);
         let (lost, lost_directly) = (peer.connections.is_empty(), peer.direct().is_none());
         if lost {
+            // What was told may not have arrived.
+            if let Some(link) = peer.data.as_mut().and_then(|data| data.link.as_mut()) {
+                link.told = None;
+            }
             peer.dial.lost(now, lower);
             // Questions among them are answered by this: their waiters learn that the connection broke.
             peer.unsent.clear();
@@ -229,8 +233,9 @@ impl Mesh {
         self.tell(MeshEvent::ListenFailed { address, reason });
     }
 
-    fn publish_listening(&self) {
+    fn publish_listening(&mut self) {
         let addresses: Vec<_> = self.swarm.listeners().filter(|address| !is_relayed(address)).cloned().collect();
         self.published.listening.store(std::sync::Arc::new(addresses));
+        self.refresh_own_endpoints();
     }
 }

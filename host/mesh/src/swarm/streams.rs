@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use culvert_datagram::agreement::Agreement;
 use libp2p::swarm::ConnectionId;
 use libp2p::{PeerId, Stream};
 use tokio::sync::mpsc;
@@ -12,10 +13,12 @@ use tokio::sync::mpsc;
 use super::{Mesh, Report};
 use crate::control::{self, ControlContext};
 use crate::counters::Count;
+use crate::datagram::DatagramPeer;
+use crate::datagram_link::DatagramLink;
 use crate::event::MeshEvent;
 use crate::identity::to_core;
 use crate::lanes::{Lane, LaneEvent};
-use crate::path::{FeedContext, PathQueue, WAITING_PATHS, feed};
+use crate::path::{FeedContext, PathQueue, PeerPaths, WAITING_PATHS, feed};
 use crate::peer::{DataEnds, Peer};
 use crate::receive::{ReceiveContext, receive};
 use crate::stream_head::StreamHead;
@@ -39,7 +42,7 @@ impl Mesh {
             let data = self.start_data(id);
             if let (Some(tun), Some(data)) = (&self.tun, &data) {
                 let mut rings = BTreeMap::clone(&tun.directory.load());
-                rings.insert(to_core(&id), Arc::clone(&data.queue));
+                rings.insert(to_core(&id), data.ways.clone());
                 tun.directory.store(Arc::new(rings));
             }
             self.peers.insert(id, Peer::new(to_core(&id), data, now));
@@ -53,9 +56,12 @@ impl Mesh {
         if self.peers.get(&id).is_none_or(|peer| peer.is_kept() || !peer.connections.is_empty()) {
             return;
         }
-        self.peers.remove(&id);
+        let link = self.peers.remove(&id).and_then(|peer| peer.data).and_then(|data| data.link);
         self.changed = true;
         if let Some(tun) = &self.tun {
+            if let Some(link) = link {
+                tun.datagrams.forget(link.receiver());
+            }
             let mut rings = BTreeMap::clone(&tun.directory.load());
             rings.remove(&to_core(&id));
             tun.directory.store(Arc::new(rings));
@@ -84,7 +90,19 @@ impl Mesh {
         let context =
             ReceiveContext { peer: to_core(&id), table, pool, to_tun, counters, refused: Arc::clone(&refused) };
         tokio::spawn(receive(context, next_stream));
-        Some(DataEnds { queue, paths, streams, refused })
+        let datagrams = DatagramPeer::new(to_core(&id), refused);
+        let link = self.start_link(id, &datagrams);
+        Some(DataEnds { ways: PeerPaths { ring: queue, datagrams }, paths, streams, link })
+    }
+
+    fn start_link(&self, id: PeerId, peer: &Arc<DatagramPeer>) -> Option<DatagramLink> {
+        let mut random = [0; 4];
+        // Without randomness numbers of peers that went are given out again sooner, which costs nothing but time.
+        let _ = getrandom::fill(&mut random);
+        let receiver = self.tun.as_ref()?.datagrams.number(Arc::clone(peer), u32::from_ne_bytes(random))?;
+        let agreement =
+            Agreement::new(self.local_name.clone(), to_core(&id), receiver, Arc::clone(self.terms.as_ref()?));
+        Some(DatagramLink::new(Arc::clone(peer), agreement))
     }
 
     /// Announces the connection in use and opens our streams on it.
@@ -210,6 +228,8 @@ impl Mesh {
                     peer.hearing = peer.hearing.saturating_sub(1);
                 }
             }
+            Report::DataAsked { peer, ask, reply } => self.on_data_asked(peer, ask, reply),
+            Report::DataAnswered { peer, topic, outcome } => self.on_data_answered(peer, topic, outcome),
             Report::Resolved { relay, found } => self.on_resolved(relay, found),
         }
     }
@@ -232,7 +252,12 @@ impl Mesh {
     fn on_head(&mut self, id: PeerId, connection: ConnectionId, (lane, head): (Lane, StreamHead), stream: Stream) {
         let now = Instant::now();
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        for dead in peer.note_head(connection, lane, head, now) {
+        let before = peer.session;
+        let dead = peer.note_head(connection, lane, head, now);
+        if before.is_some_and(|before| before != head.session) {
+            self.on_peer_restarted(id);
+        }
+        for dead in dead {
             tracing::info!(peer = %id, connection = %dead, "the peer restarted; closing its old connection");
             self.swarm.close_connection(dead);
         }
@@ -265,6 +290,7 @@ impl Mesh {
 
     fn control_context(&self, id: PeerId) -> ControlContext {
         let counters = Arc::clone(&self.published.counters);
-        ControlContext { peer: to_core(&id), events: self.events.clone(), counters }
+        let (events, reports) = (self.events.clone(), self.reports.clone());
+        ControlContext { peer: to_core(&id), id, events, reports, counters }
     }
 }

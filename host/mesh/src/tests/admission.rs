@@ -65,7 +65,10 @@ async fn a_node_with_an_unknown_key_is_refused_and_others_are_not_disturbed() {
     assert!(node.mesh.counters().strangers_refused >= 1);
     assert_eq!(node.mesh.peers().into_iter().map(|peer| peer.peer).collect::<Vec<_>>(), [member.id()]);
     let seen = stranger.mesh.peers();
-    assert_eq!(seen, [PeerStatus { peer: node.id(), path: None, round_trip: None, refused_packets: 0 }]);
+    assert_eq!(
+        seen,
+        [PeerStatus { peer: node.id(), path: None, datagrams: None, round_trip: None, refused_packets: 0 }]
+    );
     let node_id = node.id();
     let (answer, (from, _)) = tokio::join!(member.mesh.ask(&node_id, Ask::Claims), async {
         node.answer(Some(Answer::Claims { claims: Vec::new() })).await
@@ -128,6 +131,8 @@ async fn a_taken_port_is_a_clear_error() {
         key: NodeKey::load_or_create(&folder.path().join("key")).unwrap(),
         pre_shared_keys: PreSharedKeys::from_texts(&[KEY]).unwrap(),
         listen_port: port,
+        data_port: 0,
+        carry_datagrams: true,
         relays: Vec::new(),
         serve_relay: false,
         limits: MeshLimits::default(),
@@ -145,6 +150,8 @@ async fn a_circuit_duration_that_cannot_be_told_is_refused() {
         key: NodeKey::load_or_create(&folder.path().join("key")).unwrap(),
         pre_shared_keys: PreSharedKeys::from_texts(&[KEY]).unwrap(),
         listen_port: 0,
+        data_port: 0,
+        carry_datagrams: true,
         relays: Vec::new(),
         serve_relay: true,
         limits: MeshLimits { relay_circuit_duration: std::time::Duration::from_secs(seconds), ..MeshLimits::default() },

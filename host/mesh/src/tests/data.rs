@@ -1,10 +1,10 @@
-//! Packets from one TUN to another.
+//! Packets from one TUN to another, by streams.
 
 use super::node::{Plan, TestNode, connect, eventually, record, record_v6, table};
 use crate::MeshCounters;
 
 fn with_tun() -> Plan {
-    Plan { with_tun: true, ..Plan::default() }
+    Plan { with_tun: true, carry_datagrams: false, ..Plan::default() }
 }
 
 /// Two connected nodes that know each other's blocks, with their data paths ready.

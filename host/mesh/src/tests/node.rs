@@ -22,7 +22,7 @@ pub(super) const KEY: &str = "the cluster's pre-shared key";
 pub(super) const NEXT_KEY: &str = "the next pre-shared key, longer";
 
 /// Everything here happens on one machine; only a broken mesh takes this long.
-pub(super) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// How a node is started.
 pub(super) struct Plan {
@@ -32,6 +32,7 @@ pub(super) struct Plan {
     pub(super) serve_relay: bool,
     pub(super) limits: MeshLimits,
     pub(super) with_tun: bool,
+    pub(super) carry_datagrams: bool,
 }
 
 impl Default for Plan {
@@ -43,6 +44,7 @@ impl Default for Plan {
             serve_relay: false,
             limits: MeshLimits::default(),
             with_tun: false,
+            carry_datagrams: true,
         }
     }
 }
@@ -69,6 +71,8 @@ impl TestNode {
             key: NodeKey::load_or_create(&key_path).unwrap(),
             pre_shared_keys: PreSharedKeys::from_texts(&plan.keys).unwrap(),
             listen_port: plan.port,
+            data_port: 0,
+            carry_datagrams: plan.carry_datagrams,
             relays: plan.relays,
             serve_relay: plan.serve_relay,
             limits: plan.limits,
@@ -79,7 +83,7 @@ impl TestNode {
                 socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
             rustix::net::sockopt::set_socket_timeout(&kernel, rustix::net::sockopt::Timeout::Recv, Some(LIMIT))
                 .unwrap();
-            (Some(kernel), Some(ours))
+            (Some(kernel), Some(TunDevice { queues: vec![ours], takes_udp: true }))
         } else {
             (None, None)
         };
@@ -197,7 +201,7 @@ impl TestNode {
 }
 
 /// Waits until `look` finds something.
-pub(super) async fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let search = async {
         let mut pause = tokio::time::interval(Duration::from_millis(5));
         loop {
@@ -235,7 +239,7 @@ pub(super) fn free_port() -> u16 {
 }
 
 /// The table of the node at `local`: node k holds `blocks[k]`, and everything else goes by tunnel.
-pub(super) fn table(local: usize, nodes: &[(PeerId, Vec<&str>)]) -> TunnelTable {
+pub(crate) fn table(local: usize, nodes: &[(PeerId, Vec<&str>)]) -> TunnelTable {
     let name = |position: usize| format!("node-{position}");
     let topology = Topology {
         generation: 1,
@@ -267,7 +271,7 @@ pub(super) fn table(local: usize, nodes: &[(PeerId, Vec<&str>)]) -> TunnelTable 
 }
 
 /// A virtio header without offloads and an IPv4 packet with UDP's protocol number and that payload.
-pub(super) fn record(source: [u8; 4], destination: [u8; 4], payload: &[u8]) -> Vec<u8> {
+pub(crate) fn record(source: [u8; 4], destination: [u8; 4], payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 10];
     let total = u16::try_from(20 + payload.len()).unwrap();
     bytes.extend_from_slice(&[0x45, 0]);
@@ -280,7 +284,7 @@ pub(super) fn record(source: [u8; 4], destination: [u8; 4], payload: &[u8]) -> V
 }
 
 /// The same for IPv6.
-pub(super) fn record_v6(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn record_v6(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
     let octets = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
     let mut bytes = vec![0; 10];
     bytes.extend_from_slice(&[0x60, 0, 0, 0]);

@@ -95,7 +95,10 @@ async fn somebody_else_at_a_pinned_relays_address_is_refused() {
         })
         .await;
     assert_eq!(refused, ("relay".to_owned(), other.id(), relay.id()));
-    assert_eq!(node.mesh.peers(), [PeerStatus { peer: other.id(), path: None, round_trip: None, refused_packets: 0 }]);
+    assert_eq!(
+        node.mesh.peers(),
+        [PeerStatus { peer: other.id(), path: None, datagrams: None, round_trip: None, refused_packets: 0 }]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
