@@ -60,6 +60,8 @@ impl Transfer {
 pub(super) fn transfer(from: &Namespace, to: IpAddr, streams: u8, time: Duration) -> Result<Transfer> {
     let mut client = from.command(Path::new(PROGRAM));
     client.args(["--json", "--client"]).arg(to.to_string());
+    // Linux's own default, whatever this machine prefers: others guess at the rate, and guess badly on a busy machine.
+    client.args(["--congestion", "cubic"]);
     client.args(["--parallel", &streams.to_string(), "--time", &time.as_secs().to_string()]);
     let label = format!("iperf3 by {streams} streams");
     let answer: Value = serde_json::from_str(&command::finish(client, &label)?)?;
