@@ -60,6 +60,10 @@ pub struct NodeConfig {
 pub struct MeshConfig {
     /// UDP and TCP port, 1 to 65,535.
     pub port: u16,
+    /// UDP port of packets, another one.
+    pub data_port: u16,
+    /// Whether packets may travel as datagrams; otherwise streams carry them all.
+    pub datagrams: bool,
     /// Keys that let a node in; the first proves, all are accepted.
     pub pre_shared_keys: Vec<String>,
     /// The relays; the first is the keeper.
@@ -114,6 +118,8 @@ pub struct NetworkConfig {
     pub mtu_bytes: u32,
     /// **Units** bytes; of the TUN device and the routes into it.
     pub tunnel_mtu_bytes: u32,
+    /// Queues of the TUN device, each with two threads. Another number needs another device.
+    pub tunnel_queues: u8,
 }
 
 /// Why a configuration file cannot be used.
@@ -278,6 +284,11 @@ fn read_metrics(mut section: Section) -> Option<SocketAddr> {
 
 fn read_mesh(mut section: Section) -> MeshConfig {
     let port = section.number("port", 20_006, 1..=65_535);
+    let data_port = section.number("dataPort", 20_007, 1..=65_535);
+    if data_port == port {
+        section.fault("dataPort", "is the port of the mesh already; write another one");
+    }
+    let datagrams = section.flag("datagrams", true);
     let mut pre_shared_keys: Vec<String> = section.parsed_list("preSharedKeys", "a text");
     for file in section.parsed_list::<String>("preSharedKeyFiles", "a path") {
         match std::fs::read_to_string(&file) {
@@ -295,7 +306,8 @@ fn read_mesh(mut section: Section) -> MeshConfig {
         section.fault("preSharedKeys", error.to_string());
     }
     section.finish();
-    MeshConfig { port: u16::try_from(port).unwrap_or(20_006), pre_shared_keys, relay_nodes }
+    let port_of = |number| u16::try_from(number).unwrap_or(20_006);
+    MeshConfig { port: port_of(port), data_port: port_of(data_port), datagrams, pre_shared_keys, relay_nodes }
 }
 
 fn read_relay(mut section: Section) -> RelayNode {
@@ -355,9 +367,12 @@ fn read_network(mut section: Section) -> NetworkConfig {
     let masquerade = section.flag("masquerade", true);
     let mtu = section.number("mtu", 1500, SMALLEST_MTU..=65_535);
     let tunnel_mtu = section.number("tunnelMtu", 1420, SMALLEST_MTU..=65_535);
+    // One serves a small node best; each further one needs a core of its own to pay.
+    let queues = section.number("tunnelQueues", 1, 1..=u64::from(culvert_mesh::MAX_TUN_QUEUES));
     section.finish();
+    let tunnel_queues = u8::try_from(queues).unwrap_or(1);
     let bytes = |mtu| u32::try_from(mtu).unwrap_or(1280);
-    NetworkConfig { bridge, tun, masquerade, mtu_bytes: bytes(mtu), tunnel_mtu_bytes: bytes(tunnel_mtu) }
+    NetworkConfig { bridge, tun, masquerade, mtu_bytes: bytes(mtu), tunnel_mtu_bytes: bytes(tunnel_mtu), tunnel_queues }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub fn node_spec(config: &Config, blocks: impl Iterator<Item = IpNet>, cluster_p
         tun: network.tun.clone(),
         bridge_mtu_bytes: network.mtu_bytes,
         tun_mtu_bytes: network.tunnel_mtu_bytes,
+        tun_queues: network.tunnel_queues,
         gateways: blocks.filter_map(gateway).collect(),
         cluster_prefixes: cluster_prefixes.to_vec(),
         masquerade: network.masquerade,

@@ -6,7 +6,6 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -20,7 +19,7 @@ use culvert_core::membership::PeerId;
 use culvert_core::topology::Topology;
 use culvert_core::tunnel_table::TunnelTable;
 use culvert_kernel::{Kernel, KernelChange, LinkRemover};
-use culvert_mesh::{MeshEvent, MeshHandle, MeshLimits, NodeKey, PreSharedKeys, RelayAddress};
+use culvert_mesh::{MeshEvent, MeshHandle, MeshLimits, NodeKey, PreSharedKeys, RelayAddress, TunDevice};
 use culvert_plugin::{FolderSnapshot, FolderSource, Kind, Limits, PluginHost, PluginHostConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -179,10 +178,10 @@ impl Started {
     async fn start_node(&self) -> anyhow::Result<Node> {
         let config = &self.config;
         let table = Arc::new(ArcSwap::from_pointee(TunnelTable::default()));
-        // UDP super-packets wait for the datagram path, where both ends agree on them.
-        let tun = culvert_kernel::open_tun(&config.network.tun, false)?;
-        tracing::info!(offloads = ?tun.offloads, "TUN opened");
-        let (mesh, mesh_events) = self.start_mesh(tun.fd, &table)?;
+        let tun = culvert_kernel::open_tun(&config.network.tun, config.network.tunnel_queues)?;
+        tracing::info!(offloads = ?tun.offloads, queues = tun.queues.len(), "TUN opened");
+        let device = TunDevice { queues: tun.queues, takes_udp: tun.offloads.uso };
+        let (mesh, mesh_events) = self.start_mesh(device, &table)?;
         let counted = mesh.clone();
         self.metrics.watch_tunnel(move || tunnel_counters(&counted));
         let (low, low_families) = mpsc::channel(LOW_FAMILIES);
@@ -225,7 +224,7 @@ impl Started {
 
     fn start_mesh(
         &self,
-        tun: OwnedFd,
+        tun: TunDevice,
         table: &Arc<ArcSwap<TunnelTable>>,
     ) -> anyhow::Result<(MeshHandle, mpsc::Receiver<MeshEvent>)> {
         let mesh = &self.config.mesh;
@@ -238,6 +237,8 @@ impl Started {
             key: NodeKey::clone(&self.key),
             pre_shared_keys: self.pre_shared_keys()?,
             listen_port: mesh.port,
+            data_port: mesh.data_port,
+            carry_datagrams: mesh.datagrams,
             relays: relays.collect::<Result<Vec<_>, crate::store::StoreError>>()?,
             serve_relay: self.config.is_relay(),
             limits: MeshLimits::default(),

@@ -61,12 +61,30 @@ pub struct Peer {
     pub through: String,
     /// **Units** microseconds; `None` before the first measurement.
     pub rtt_us: Option<u64>,
+    /// How datagrams with packets reach it; `None` while the path above carries its packets too.
+    #[serde(default)]
+    pub datagrams: Option<Datagrams>,
     /// `same-link`, `routed`, `tunnel-only`, `unknown`.
     pub reach: String,
     /// Verified on-link addresses.
     pub on_link: Vec<IpAddr>,
     /// Packets received from it that failed the source or destination check.
     pub refused_packets: u64,
+}
+
+/// How datagrams reach a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagrams {
+    /// `direct` or `relayed`.
+    pub kind: String,
+    /// Where they are sent: the peer's address, or the relay's name.
+    pub to: String,
+    /// **Units** microseconds; `None` before the first measurement.
+    pub rtt_us: Option<u64>,
+    /// **Units** lost per thousand probes.
+    pub loss_permille: u32,
+    /// The largest packet that fits. **Units** bytes.
+    pub mtu_bytes: usize,
 }
 
 /// `GET /v1/peers`.

@@ -40,6 +40,8 @@ pub struct NodeSpec {
     pub bridge_mtu_bytes: u32,
     /// **Units** bytes.
     pub tun_mtu_bytes: u32,
+    /// Queues of the TUN device when it has to be made; those of [`open_tun`] at any other time.
+    pub tun_queues: u8,
     /// The bridge's addresses: for each block held its gateway, with the block's prefix length.
     pub gateways: Vec<IpNet>,
     /// Everything a pod address can be, in the whole cluster.
@@ -123,7 +125,7 @@ fn open_loopback(bridge: &str) -> Result<(), KernelError> {
 
 async fn ensure_tun(rtnl: &mut Rtnl, spec: &NodeSpec, ipv6: bool) -> Result<u32, KernelError> {
     if rtnl.link(&spec.tun).await?.is_none() {
-        open_tun(&spec.tun, false)?;
+        open_tun(&spec.tun, spec.tun_queues)?;
     }
     let found = must_have(rtnl, &spec.tun).await?;
     let facts = facts(&found);
@@ -372,6 +374,7 @@ mod tests {
             tun: "culvert0".into(),
             bridge_mtu_bytes: 1400,
             tun_mtu_bytes: 1400,
+            tun_queues: 1,
             gateways: Vec::new(),
             cluster_prefixes: Vec::new(),
             masquerade: true,

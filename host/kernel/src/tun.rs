@@ -23,11 +23,11 @@ pub struct Offloads {
 
 /// An open TUN device. Each read and write carries one packet behind a 10-byte `virtio_net_hdr`.
 ///
-/// The link outlives the descriptor: it stays, with its addresses and routes, while no daemon runs.
+/// The link outlives the descriptors: it stays, with its addresses and routes, while no daemon runs.
 #[derive(Debug)]
 pub struct Tun {
-    /// Blocking descriptor.
-    pub fd: OwnedFd,
+    /// A blocking descriptor for each queue. The kernel keeps a flow on one queue.
+    pub queues: Vec<OwnedFd>,
     /// What was agreed with the kernel.
     pub offloads: Offloads,
 }
@@ -50,7 +50,7 @@ pub enum TunError {
         /// Its name.
         name: String,
     },
-    /// A link of that name is no TUN device, or one made in another way.
+    /// A link of that name is no TUN device, or one made in another way, such as with another kind of queues.
     #[error(
         "link {name} exists but is not a TUN device of ours: remove it (ip link delete {name}) or configure another name"
     )]
@@ -71,25 +71,32 @@ pub enum TunError {
     },
 }
 
-/// Open the TUN device of that name, making it if there is none, and keep it for good.
+/// Open the TUN device of that name with so many queues, making it if there is none, and keep it for good.
 ///
-/// UDP super-packets are asked for only `with_uso`, and done without when the kernel has none (both
-/// families or neither: the kernel refuses one alone). A device that this made is completed (group, MTU,
+/// A device that was made with one queue cannot be opened with several, nor the other way round. UDP
+/// super-packets are asked for, and done without when the kernel has none (both families or neither: the
+/// kernel refuses one alone). A device that this made is completed (group, MTU,
 /// up) by [`Kernel::ensure_node`](crate::Kernel::ensure_node), in whichever order the two are called.
 ///
 /// The link carries packets a moment after this returns, when the kernel has noticed its carrier.
 ///
 /// **Errors** [`TunError`].
-pub fn open_tun(name: &str, with_uso: bool) -> Result<Tun, TunError> {
-    let fd = attach(name)?;
+pub fn open_tun(name: &str, queues: u8) -> Result<Tun, TunError> {
     let refused = |action| move |source| TunError::Refused { action, name: name.to_owned(), source };
-    control(&fd, libc::TUNSETPERSIST, 1).map_err(refused("keep"))?;
-    let basic = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-    if with_uso && control(&fd, libc::TUNSETOFFLOAD, basic | libc::TUN_F_USO4 | libc::TUN_F_USO6).is_ok() {
-        return Ok(Tun { fd, offloads: Offloads { tso: true, uso: true } });
+    let mut open = Vec::new();
+    for _ in 0..queues.max(1) {
+        open.push(attach(name, queues > 1)?);
     }
-    control(&fd, libc::TUNSETOFFLOAD, basic).map_err(refused("set the offloads of"))?;
-    Ok(Tun { fd, offloads: Offloads { tso: true, uso: false } })
+    let mut offloads = Offloads { tso: true, uso: true };
+    for fd in &open {
+        control(fd, libc::TUNSETPERSIST, 1).map_err(refused("keep"))?;
+        let basic = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+        if control(fd, libc::TUNSETOFFLOAD, basic | libc::TUN_F_USO4 | libc::TUN_F_USO6).is_err() {
+            control(fd, libc::TUNSETOFFLOAD, basic).map_err(refused("set the offloads of"))?;
+            offloads.uso = false;
+        }
+    }
+    Ok(Tun { queues: open, offloads })
 }
 
 /// The kernel's `struct ifreq`, as `TUNSETIFF` uses it.
@@ -101,13 +108,15 @@ struct InterfaceRequest {
 }
 
 /// Open the clone device and tie the descriptor to the named device.
-fn attach(name: &str) -> Result<OwnedFd, TunError> {
+fn attach(name: &str, one_of_several: bool) -> Result<OwnedFd, TunError> {
     if name.is_empty() || name.len() > LINK_NAME_MAX_BYTES || name.contains(['\0', '%']) {
         return Err(TunError::BadName { name: name.to_owned() });
     }
     let fd = rustix::fs::open(CLONE_DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| TunError::Open(errno.into()))?;
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    // Without this flag the device has one owner, and a second daemon is refused.
+    let several = if one_of_several { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several;
     let mut request = InterfaceRequest {
         name: [0; LINK_NAME_MAX_BYTES + 1],
         flags: libc::c_short::try_from(flags).unwrap_or_default(),
@@ -151,7 +160,7 @@ mod tests {
     #[test]
     fn names_the_kernel_would_cut_or_fill_in_are_refused() {
         for name in ["", "sixteen-bytes-xx", "tun%d"] {
-            assert!(matches!(open_tun(name, false), Err(TunError::BadName { .. })), "{name}");
+            assert!(matches!(open_tun(name, 1), Err(TunError::BadName { .. })), "{name}");
         }
     }
 }

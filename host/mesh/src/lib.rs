@@ -54,6 +54,7 @@ pub use address::{AddressError, AdvertisedAddress, DEFAULT_RELAY_PORT};
 pub use config::{MeshConfig, MeshLimits, PeerEndpoint, RelayAddress, TunDevice};
 pub use control::AskError;
 pub use counters::MeshCounters;
+pub use culvert_datagram::frame::MAX_QUEUES as MAX_TUN_QUEUES;
 pub use event::{DatagramStatus, MeshEvent, PeerPath, PeerStatus};
 pub use handle::{MeshHandle, StartError, start};
 pub use identity::{KeyError, NodeKey};

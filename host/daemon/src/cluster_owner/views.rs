@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use culvert_core::claim::{HeldBlock, Standing};
 use culvert_core::decision::{Route, Via};
 use culvert_core::membership::NodeRecord;
+use culvert_core::path::Endpoint;
 use culvert_core::plan::{KernelRoute, KernelVia};
 use culvert_core::topology::{Reach, SiteKind, Topology};
-use culvert_mesh::PeerPath;
+use culvert_mesh::{DatagramStatus, PeerPath};
 use ipnet::IpNet;
 
 use super::{ClusterOwner, ClusterStatus};
@@ -61,7 +63,10 @@ impl ClusterOwner {
             blocks: self.ledger.held_by(&record.peer).map(|claim| claim.block).collect(),
             path,
             through,
-            rtt_us: status.and_then(|status| status.round_trip).and_then(|rtt| u64::try_from(rtt.as_micros()).ok()),
+            rtt_us: microseconds(status.and_then(|status| status.round_trip)),
+            datagrams: status
+                .and_then(|status| status.datagrams.as_ref())
+                .map(|datagrams| view_datagrams(datagrams, |relay| self.name_of_peer(relay))),
             reach: reach_word(reach.map_or(Reach::Unknown, |reach| reach.reach())).to_owned(),
             on_link: reach.map(|reach| reach.verified().collect()).unwrap_or_default(),
             refused_packets: status.map_or(0, |status| status.refused_packets),
@@ -167,6 +172,27 @@ impl ClusterOwner {
             inputs,
             steps,
         })
+    }
+}
+
+fn microseconds(duration: Option<Duration>) -> Option<u64> {
+    u64::try_from(duration?.as_micros()).ok()
+}
+
+fn view_datagrams(
+    status: &DatagramStatus,
+    name_of: impl Fn(&culvert_core::membership::PeerId) -> String,
+) -> view::Datagrams {
+    let (kind, to) = match &status.endpoint {
+        Endpoint::Direct(remote) => ("direct", remote.to_string()),
+        Endpoint::Relayed { relay, .. } => ("relayed", name_of(relay)),
+    };
+    view::Datagrams {
+        kind: kind.to_owned(),
+        to,
+        rtt_us: microseconds(status.round_trip),
+        loss_permille: status.loss_permille,
+        mtu_bytes: status.mtu_bytes,
     }
 }
 

@@ -103,6 +103,7 @@ mod tests {
             tun: "culvert0".into(),
             bridge_mtu_bytes: 1400,
             tun_mtu_bytes: 1400,
+            tun_queues: 1,
             gateways: Vec::new(),
             cluster_prefixes: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/48".parse().unwrap()],
             masquerade,

@@ -63,9 +63,9 @@ struct Peer(std::fs::File);
 
 impl Peer {
     fn new() -> Self {
-        let tun = open_tun("culvert0", false).unwrap();
-        rustix::io::ioctl_fionbio(&tun.fd, true).unwrap();
-        Self(tun.fd.into())
+        let queue = open_tun("culvert0", 1).unwrap().queues.remove(0);
+        rustix::io::ioctl_fionbio(&queue, true).unwrap();
+        Self(queue.into())
     }
 
     fn send(&mut self, packet: &[u8]) {

@@ -206,6 +206,7 @@ pub fn spec() -> NodeSpec {
         tun: "culvert0".into(),
         bridge_mtu_bytes: 1400,
         tun_mtu_bytes: 1380,
+        tun_queues: 1,
         gateways: vec![net("10.244.1.1/24"), net("fd00:244:0:1::1/64")],
         cluster_prefixes: vec![net("10.244.0.0/16"), net("fd00:244::/48")],
         masquerade: true,

@@ -1,7 +1,7 @@
 //! Setting the node up, repairing it, and leaving no trace.
 
 use culvert_core::plan::{KernelRoute, KernelVia, Plan, Step};
-use culvert_kernel::{KernelChange, KernelError, Neighbour, Offloads, OnLink, TunError, open_tun, watch};
+use culvert_kernel::{KernelChange, KernelError, Neighbour, NodeSpec, OnLink, TunError, open_tun, watch};
 
 use crate::namespace::{Namespace, PATIENCE, assert_same, attach, ip, net, spec, uplink};
 
@@ -125,15 +125,16 @@ fn links_of_others_are_refused_by_name_and_stay() {
 fn the_tun_opens_before_or_after_the_set_up_and_once_at_a_time() {
     let node = Namespace::new();
     node.with_kernel(async |kernel| {
-        let first = open_tun("culvert0", true).unwrap();
-        assert!(first.offloads.tso);
+        let first = open_tun("culvert0", 1).unwrap();
+        assert!(first.offloads.tso && first.queues.len() == 1);
         kernel.ensure_node(&spec()).await.unwrap();
-        assert!(matches!(open_tun("culvert0", true), Err(TunError::InUse { name }) if name == "culvert0"));
+        assert!(matches!(open_tun("culvert0", 1), Err(TunError::InUse { name }) if name == "culvert0"));
+        let first_offloads = first.offloads;
         drop(first);
         // The link outlives its descriptor, so this finds the same one.
-        let again = open_tun("culvert0", false).unwrap();
-        assert_eq!(again.offloads, Offloads { tso: true, uso: false });
-        let error = open_tun("cni0", false).unwrap_err();
+        let again = open_tun("culvert0", 1).unwrap();
+        assert_eq!(again.offloads, first_offloads);
+        let error = open_tun("cni0", 1).unwrap_err();
         assert!(matches!(&error, TunError::Foreign { name } if name == "cni0"), "{error:?}");
         let observed = kernel.observe().await.unwrap();
         let tun = observed.links.iter().find(|link| link.name == "culvert0").unwrap();
@@ -142,6 +143,41 @@ fn the_tun_opens_before_or_after_the_set_up_and_once_at_a_time() {
             (true, true, 1380, vec![net("10.244.1.1/32")])
         );
     });
+}
+
+#[test]
+fn a_tun_with_several_queues_keeps_a_flow_on_one() {
+    let node = Namespace::new();
+    node.with_kernel(async |kernel| {
+        kernel.ensure_node(&NodeSpec { tun_queues: 3, ..spec() }).await.unwrap();
+        let tun = open_tun("culvert0", 3).unwrap();
+        assert_eq!(tun.queues.len(), 3);
+        let flags = rustix::fs::OFlags::NONBLOCK;
+        tun.queues.iter().for_each(|queue| rustix::fs::fcntl_setfl(queue, flags).unwrap());
+        node.run("ip route add 10.244.9.0/24 dev culvert0");
+        let mut used = std::collections::BTreeSet::new();
+        for port in 1..=20_u16 {
+            let socket = std::net::UdpSocket::bind("10.244.1.1:0").unwrap();
+            for _ in 0..5 {
+                socket.send_to(b"packet", ("10.244.9.9", port)).unwrap();
+            }
+            let counts: Vec<usize> = tun.queues.iter().map(drain).collect();
+            assert_eq!(counts.iter().filter(|count| **count > 0).count(), 1, "{counts:?}");
+            assert_eq!(counts.iter().sum::<usize>(), 5);
+            used.extend(counts.iter().position(|count| *count > 0));
+        }
+        assert!(used.len() > 1, "all flows are on {used:?}");
+        let error = open_tun("culvert0", 1).unwrap_err();
+        assert!(matches!(&error, TunError::Foreign { name } if name == "culvert0"), "{error:?}");
+    });
+}
+
+/// Reads all packets that wait on a queue, and counts those to the test's network.
+fn drain(queue: &std::os::fd::OwnedFd) -> usize {
+    let mut packet = [0; 2_000];
+    std::iter::from_fn(|| rustix::io::read(queue, &mut packet[..]).ok().map(|_| packet[26..29] == [10, 244, 9]))
+        .filter(|ours| *ours)
+        .count()
 }
 
 #[test]
