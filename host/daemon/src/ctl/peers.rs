@@ -41,8 +41,11 @@ fn packets(peer: &Peer) -> String {
         return if peer.path == "none" { NONE.to_owned() } else { "stream".to_owned() };
     };
     let took = rtt_us.map_or_else(|| NONE.to_owned(), round_trip);
-    let lost =
-        if *loss_permille == 0 { String::new() } else { format!(", {}.{} % lost", loss_permille / 10, loss_permille % 10) };
+    let lost = if *loss_permille == 0 {
+        String::new()
+    } else {
+        format!(", {}.{} % lost", loss_permille / 10, loss_permille % 10)
+    };
     format!("datagrams {kind} {to} ({took}{lost}, MTU {mtu_bytes})")
 }
 
@@ -85,9 +88,9 @@ mod tests {
         ];
         assert_eq!(
             text(&Peers { schema: 1, peers }),
-            "   NODE     SITE   ZONE    PATH    THROUGH                             RTT      REACH                    BLOCKS         REFUSED
-✓  cloud-1  cloud  -       direct  /ip4/203.0.113.7/udp/20006/quic-v1  12.3 ms  tunnel-only              10.244.1.0/24  0
-✗  edge-2   edge   hall-b  none    -                                   -        same-link (192.168.1.5)  -              7
+            "   NODE     SITE   ZONE    PATH    THROUGH                             RTT      PACKETS                                                             REACH                    BLOCKS         REFUSED
+✓  cloud-1  cloud  -       direct  /ip4/203.0.113.7/udp/20006/quic-v1  12.3 ms  datagrams direct 203.0.113.7:20007 (11.9 ms, 1.5 % lost, MTU 1440)  tunnel-only              10.244.1.0/24  0
+✗  edge-2   edge   hall-b  none    -                                   -        -                                                                   same-link (192.168.1.5)  -              7
 "
         );
     }
