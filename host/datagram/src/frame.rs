@@ -311,6 +311,13 @@ impl RelayPrefix {
         [a, b, c, d, e, f, g, h]
     }
 
+    /// The prefix that bytes begin with; `None` when they begin with none.
+    #[must_use]
+    pub fn first_of(bytes: &[u8]) -> Option<Self> {
+        let prefix = bytes.first_chunk().filter(|prefix| prefix.first().is_some_and(|first| first & RELAYED != 0));
+        prefix.map(Self::parse)
+    }
+
     fn parse(bytes: &[u8; RELAY_PREFIX_BYTES]) -> Self {
         let [a, b, c, d, e, f, g, h] = *bytes;
         Self { index: RelayIndex(u32::from_be_bytes([a, b, c, d])), tag: u32::from_be_bytes([e, f, g, h]) }

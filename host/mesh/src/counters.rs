@@ -90,6 +90,16 @@ counters! {
     dropped_send_failed,
     /// Datagrams that are no frame, whoever sent them.
     dropped_frame_malformed,
+    /// Datagrams that this node sent on as a relay.
+    relayed_datagrams,
+    /// **Units** bytes of those, with their frames' headers.
+    relayed_bytes,
+    /// Datagrams with the relay index of a reservation, but not its tag, or without a frame.
+    dropped_relay_refused,
+    /// Datagrams to relay to an end that has not shown itself.
+    dropped_relay_waiting,
+    /// Datagrams to relay from an end that has used its share.
+    dropped_relay_quota,
     /// Frames with a receiver index that was not given out: strangers, or a peer that missed our restart.
     dropped_frame_unknown,
     /// Frames of a peer for an epoch or queue without a key: too early, or too late.

@@ -8,6 +8,7 @@
 //! ```
 //! No packet meets a lock, a channel or an allocation. The mesh's task decides who is reached how, and with which keys.
 
+mod forwarder;
 mod keys;
 mod peer;
 mod receiver;

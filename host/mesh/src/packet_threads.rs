@@ -10,11 +10,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use culvert_core::membership;
 use culvert_core::tunnel_table::TunnelTable;
-use culvert_datagram::frame::{MAX_QUEUES, ReceiverIndex};
+use culvert_datagram::forward::Forwards;
+use culvert_datagram::frame::{MAX_QUEUES, ReceiverIndex, RelayPrefix};
+use culvert_datagram::rate::RateLimit;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::sync::mpsc;
@@ -53,6 +56,7 @@ pub(crate) struct TunEnds {
 #[derive(Clone)]
 pub(crate) struct DatagramEnds {
     receivers: Arc<ArcSwap<Receivers>>,
+    forwards: Arc<ArcSwap<Forwards>>,
     /// Sends probes; shared with the thread of the first queue.
     pub(crate) socket: Arc<DataSocket>,
     /// How many queues send.
@@ -68,6 +72,21 @@ impl DatagramEnds {
         let index = receivers.insert(peer, random)?;
         self.receivers.store(Arc::new(receivers));
         Some(index)
+    }
+
+    /// Reserves a way through this node for two ends; `None` when there are too many.
+    pub(crate) fn reserve(&self, limit: RateLimit, random: [[u32; 2]; 2]) -> Option<[RelayPrefix; 2]> {
+        let mut forwards = Forwards::clone(&self.forwards.load());
+        let ends = forwards.reserve(limit, random)?;
+        self.forwards.store(Arc::new(forwards));
+        Some(ends)
+    }
+
+    /// Ends a reservation for both ends.
+    pub(crate) fn release(&self, end: RelayPrefix) {
+        let mut forwards = Forwards::clone(&self.forwards.load());
+        forwards.release(end);
+        self.forwards.store(Arc::new(forwards));
     }
 
     /// Takes a number back. Frames with it are dropped.
@@ -112,8 +131,15 @@ impl PacketThreads {
             pool: Arc::default(),
             to_tun,
             directory: Arc::default(),
-            datagrams: DatagramEnds { receivers: Arc::default(), socket: first_socket, queues, port },
+            datagrams: DatagramEnds {
+                receivers: Arc::default(),
+                forwards: Arc::default(),
+                socket: first_socket,
+                queues,
+                port,
+            },
         };
+        let since = Instant::now();
         for ((queue, device), socket) in (0..queues).zip(tuns).zip(sockets) {
             let reading = ReaderContext {
                 tun: Arc::clone(&device),
@@ -134,7 +160,9 @@ impl PacketThreads {
                 table: Arc::clone(&ends.table),
                 receivers: Arc::clone(&ends.datagrams.receivers),
                 counters: Arc::clone(&links.counters),
+                forwards: Arc::clone(&ends.datagrams.forwards),
                 notices: notice_sender.clone(),
+                since,
             };
             threads.spawn(format!("culvert-tun-{queue}"), move || tun_reader::run(reading))?;
             threads.spawn(format!("culvert-udp-{queue}"), move || datagram::run(receiving))?;

@@ -31,6 +31,7 @@ pub mod single_node;
 pub mod site;
 pub mod snapshot;
 pub mod three_sites;
+pub mod two_sides;
 pub mod wait;
 
 pub use binaries::Binaries;
@@ -47,3 +48,4 @@ pub use single_node::SingleNode;
 pub use site::Site;
 pub use snapshot::Snapshot;
 pub use three_sites::ThreeSites;
+pub use two_sides::TwoSides;

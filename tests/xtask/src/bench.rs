@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: figures, as a table or as JSON. Nothing is asserted here; a figure that cannot be had is an error.
 
 mod cni;
+mod cpu;
 mod memory;
+mod path;
 mod soak;
 mod start;
 mod swap;
@@ -31,12 +33,14 @@ pub(crate) enum Bench {
     Start,
     /// A million packets through the tunnel: descriptors and memory over time.
     Soak,
+    /// What datagrams and the stream carry between two nodes, beside bare routing.
+    Path,
     /// ADD and DEL beside Debian's reference plugins and beside the least the kernel can be asked to do.
     Cni,
 }
 
 impl Bench {
-    const ALL: [Self; 6] = [Self::Demo, Self::Swap, Self::Memory, Self::Start, Self::Soak, Self::Cni];
+    const ALL: [Self; 7] = [Self::Demo, Self::Swap, Self::Memory, Self::Start, Self::Soak, Self::Path, Self::Cni];
 
     fn run(self, cni: CniOptions) -> Result<Measured> {
         match self {
@@ -45,6 +49,7 @@ impl Bench {
             Self::Memory => memory::measure().map(Measured::of),
             Self::Start => start::measure().map(Measured::of),
             Self::Soak => soak::measure().map(Measured::of),
+            Self::Path => path::measure(),
             Self::Cni => cni::measure(cni),
         }
     }

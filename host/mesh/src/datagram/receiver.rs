@@ -10,12 +10,14 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use culvert_core::membership;
 use culvert_core::packet::IpPacket;
 use culvert_core::tunnel_table::{InboundDrop, PeerIndex, TunnelTable};
 use culvert_datagram::coalesce::Coalescer;
+use culvert_datagram::forward::Forwards;
 use culvert_datagram::frame::{Datagram, HEADER_BYTES, Kind, RELAY_PREFIX_BYTES, ReceiverIndex, RelayPrefix};
 use culvert_datagram::key::OpenError;
 use culvert_datagram::segment::Checksum;
@@ -24,6 +26,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use tokio::sync::mpsc;
 
 use crate::counters::Counters;
+use crate::datagram::forwarder::{Forwarder, relayed_run};
 use crate::datagram::keys::ReceiveKeys;
 use crate::datagram::peer::{DatagramPeer, Receivers};
 use crate::datagram::socket::{DataSocket, canonical};
@@ -72,8 +75,12 @@ pub(crate) struct ReceiverContext {
     pub(crate) stop: Arc<OwnedFd>,
     pub(crate) table: Arc<ArcSwap<TunnelTable>>,
     pub(crate) receivers: Arc<ArcSwap<Receivers>>,
+    /// What this node forwards as a relay.
+    pub(crate) forwards: Arc<ArcSwap<Forwards>>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) notices: mpsc::Sender<Notice>,
+    /// The start of all threads: limits count time from here.
+    pub(crate) since: Instant,
 }
 
 /// Receives until `stop` is readable.
@@ -86,6 +93,7 @@ pub(crate) fn run(context: ReceiverContext) {
         positions: Vec::new(),
         coalescer: Coalescer::new(context.joins_udp),
         sink: TunSink::new(Arc::clone(&context.tun), Arc::clone(&context.counters)),
+        forwarder: Forwarder::new(&context),
         last_moved: None,
         context,
     };
@@ -129,6 +137,7 @@ struct Batch {
     positions: Vec<Option<Option<PeerIndex>>>,
     coalescer: Coalescer,
     sink: TunSink,
+    forwarder: Forwarder,
     last_moved: Option<(ReceiverIndex, SocketAddr)>,
 }
 
@@ -174,17 +183,38 @@ impl Batch {
     fn take(&mut self, slab: &mut [u8], metas: &[RecvMeta]) {
         let mut sender = None;
         for (position, meta) in metas.iter().enumerate() {
-            let start = position * BUFFER_BYTES;
+            let (start, stride) = (position * BUFFER_BYTES, meta.stride.max(1));
             let end = start + meta.len.min(BUFFER_BYTES);
-            for at in (start..end).step_by(meta.stride.max(1)) {
-                if self.coalescer.is_full() {
-                    self.write(slab);
+            let mut at = start;
+            // What one sender sends to us and through us may arrive joined.
+            while at < end {
+                let rest = slab.get_mut(at..end).unwrap_or_default();
+                let run = relayed_run(rest, stride);
+                let taken = rest.get_mut(..run).is_some_and(|run| self.forwarder.takes(run, stride, meta.addr));
+                let until = if run > 0 { at + run } else { end.min(at + stride) };
+                if !taken {
+                    self.take_own(slab, (at..until, stride), meta.addr, &mut sender);
                 }
-                let place = at..end.min(at + meta.stride.max(1));
-                self.take_one(slab, place, meta.addr, &mut sender);
+                at = until;
             }
         }
         self.write(slab);
+    }
+
+    /// Takes datagrams for this node.
+    fn take_own(
+        &mut self,
+        slab: &mut [u8],
+        (places, stride): (Range<usize>, usize),
+        from: SocketAddr,
+        sender: &mut Option<Sender>,
+    ) {
+        for at in places.clone().step_by(stride) {
+            if self.coalescer.is_full() {
+                self.write(slab);
+            }
+            self.take_one(slab, at..places.end.min(at + stride), from, sender);
+        }
     }
 
     fn write(&mut self, slab: &mut [u8]) {

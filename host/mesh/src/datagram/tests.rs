@@ -4,6 +4,7 @@ mod fixture;
 
 use culvert_core::packet::{Gso, VnetHeader};
 use culvert_datagram::frame::{Epoch, Flags, Kind};
+use culvert_datagram::rate::RateLimit;
 
 use super::*;
 use crate::tests::node::{eventually, record, record_v6};
@@ -185,6 +186,56 @@ async fn probes_are_passed_on_and_never_reach_the_tun() {
     let Notice::Probe { kind, payload, from, .. } = two.notice().await else { panic!("another notice came") };
     assert_eq!((kind, payload.as_slice(), from), (Kind::Probe, &b"are you there"[..], prober.address()));
     assert_eq!(two.counters.snapshot().packets_in, 0);
+}
+
+#[tokio::test]
+async fn a_relay_forwards_between_two_ends_and_reads_nothing() {
+    let (mut one, mut two) = pair(1);
+    let relay = Engine::start(3, 1);
+    let [first, second] = relay.reserve(RateLimit::new(1 << 30, 1 << 20));
+    one.send_through(&relay, first);
+    two.send_through(&relay, second);
+    // The first packet shows where its sender is; nobody knows yet where it should go.
+    one.send(0, &record(ONE, TWO, b"lost"));
+    relay.wait_dropped(1).await;
+    for round in 0..50_u8 {
+        for (from, to, packet) in [
+            (&two, &one, record(TWO, ONE, &[round; 100])),
+            (&one, &two, record(ONE, TWO, &[round; 1_000])),
+            (&one, &two, tcp_super_packet(ONE, TWO, 1_360)),
+        ] {
+            from.send(0, &packet);
+            assert_eq!(to.receive(0)[10..30], packet[10..30]);
+        }
+    }
+    let counted = relay.counters.snapshot();
+    assert_eq!((counted.dropped_relay_waiting, counted.relayed_datagrams, counted.packets_in), (1, 150, 0));
+    // Packets by the way that is in use are no news.
+    assert!(one.notices.try_recv().is_err() && two.notices.try_recv().is_err());
+    relay.release(first);
+    one.send(0, &record(ONE, TWO, b"after"));
+    // Now the frame is for the relay itself, which never gave out that number.
+    relay.wait_dropped(2).await;
+    assert_eq!(relay.counters.snapshot().dropped_frame_unknown, 1);
+}
+
+#[tokio::test]
+async fn a_relay_holds_each_end_to_its_share() {
+    let (one, two) = pair(1);
+    let relay = Engine::start(3, 1);
+    let [first, second] = relay.reserve(RateLimit::new(1, 2_000));
+    one.send_through(&relay, first);
+    two.send_through(&relay, second);
+    two.send(0, &record(TWO, ONE, b"here"));
+    relay.wait_dropped(1).await;
+    for _ in 0..10 {
+        one.send(0, &record(ONE, TWO, &[1; 400]));
+    }
+    for _ in 0..4 {
+        assert_eq!(two.receive(0), record(ONE, TWO, &[1; 400]));
+    }
+    relay.wait_dropped(7).await;
+    assert_eq!(relay.counters.snapshot().dropped_relay_quota, 6);
 }
 
 #[tokio::test]

@@ -10,7 +10,6 @@
 //! ```
 
 mod comparison;
-mod cpu;
 mod floor;
 mod holdings;
 mod ours;

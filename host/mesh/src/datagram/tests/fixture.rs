@@ -7,9 +7,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use culvert_core::membership::PeerId;
 use culvert_core::packet::{Gso, VnetHeader};
-use culvert_datagram::frame::{Epoch, Flags, HEADER_BYTES, Kind, LaneAddress, PROBE_QUEUE, ReceiverIndex, TAG_BYTES};
+use culvert_datagram::frame::{
+    Epoch, Flags, HEADER_BYTES, Kind, LaneAddress, PROBE_QUEUE, ReceiverIndex, RelayPrefix, TAG_BYTES,
+};
 use culvert_datagram::key::{KEY_MATERIAL_BYTES, KeyMaterial, OpenKey, SealKey, Suite};
 use culvert_datagram::key_set::InboundKeys;
+use culvert_datagram::rate::RateLimit;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 use tokio::sync::mpsc;
 
@@ -70,7 +73,7 @@ pub(super) fn pair(queues: u8) -> (Engine, Engine) {
 }
 
 impl Engine {
-    fn start(number: u8, queues: u8) -> Self {
+    pub(super) fn start(number: u8, queues: u8) -> Self {
         let names = ["zero", "one", "two", "three"].map(|name| PeerId(name.into()));
         let [_, first, second, third] = names.clone();
         let nodes = [
@@ -106,6 +109,23 @@ impl Engine {
             Outbound { remote: other.address(), relay: None, mtu_bytes: MTU_BYTES, keys: SendKeys::new(keys) };
         self.peer.outbound.store(Some(Arc::new(outbound)));
         self.accept_epochs(&[Epoch(1)]);
+    }
+
+    /// Reserves a way through this engine.
+    pub(super) fn reserve(&self, limit: RateLimit) -> [RelayPrefix; 2] {
+        self.ends.datagrams.reserve(limit, [[1, 2], [3, 4]]).unwrap()
+    }
+
+    pub(super) fn release(&self, end: RelayPrefix) {
+        self.ends.datagrams.release(end);
+    }
+
+    /// Sends to the other end through a relay from now on.
+    pub(super) fn send_through(&self, relay: &Self, prefix: RelayPrefix) {
+        let direct = self.peer.outbound.load_full().unwrap();
+        let (mtu_bytes, keys) = (direct.mtu_bytes, Arc::clone(&direct.keys));
+        let outbound = Outbound { remote: relay.address(), relay: Some(prefix), mtu_bytes, keys };
+        self.peer.outbound.store(Some(Arc::new(outbound)));
     }
 
     /// What opens the other end's frames of those epochs, with nothing seen yet.

@@ -38,9 +38,9 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use self::channel::Channel;
 use self::deleter::Deleter;
 use self::link::{PodLinks, Veth};
-use super::cpu;
 use super::pod_namespace::{self, PodNamespace};
 use super::way::{Pod, SetUp, Way, Who};
+use crate::bench::cpu;
 
 /// The bridge's address; pods are counted up from it.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 1);

@@ -8,10 +8,10 @@ use culvert_lab::namespace::Place;
 use culvert_lab::{Node, SingleNode};
 use serde_json::{Value, json};
 
-use super::cpu;
 use super::plugin::{self, Identity, Program};
 use super::pod_namespace::PodNamespace;
 use super::way::{Pod, SetUp, Way, Who};
+use crate::bench::cpu;
 
 /// Our node.
 #[derive(Debug)]

@@ -10,10 +10,10 @@ use culvert_lab::namespace::Place;
 use culvert_lab::{Lab, Namespace};
 use serde_json::{Value, json};
 
-use super::cpu;
 use super::plugin::{self, Identity, Program};
 use super::pod_namespace::PodNamespace;
 use super::way::{Pod, SetUp, Way, Who};
+use crate::bench::cpu;
 
 /// Where Debian puts the plugins.
 const FOLDER: &str = "/usr/lib/cni";

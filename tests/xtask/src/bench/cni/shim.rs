@@ -15,10 +15,10 @@ use culvert_cni::frame::{HEADER_BYTES, Reply, Request};
 use culvert_lab::namespace::Place;
 use serde_json::{Value, json};
 
-use super::cpu;
 use super::plugin::{Identity, Program};
 use super::pod_namespace::PodNamespace;
 use super::way::{Pod, SetUp, Way, Who};
+use crate::bench::cpu;
 
 /// About as long as the result of an ADD. **Units** bytes.
 const ANSWER_BYTES: usize = 600;
