@@ -2,7 +2,7 @@
 //! believed, so a path that drops large packets in silence is found all the same.
 //!
 //! ```text
-//! unknown ──probes take turns through all sizes──> the largest that was answered
+//! unknown ──probes from the largest size down, in turn──> the largest that was answered
 //!                                                     ├─ a larger one is answered ──> that one
 //!                                                     └─ three of its size are lost while short ones are not ──> one less
 //! ```
@@ -35,6 +35,8 @@ pub enum ProbeSize {
 pub struct PathMtu {
     /// Position in [`MTU_STEPS`].
     step: Option<usize>,
+    /// Sizes tried while none is known.
+    tries: usize,
 }
 
 impl PathMtu {
@@ -44,12 +46,19 @@ impl PathMtu {
         self.step.and_then(|step| MTU_STEPS.get(step).copied())
     }
 
-    /// How long the probe with that number should be.
+    /// Whether no size was tried yet.
     #[must_use]
-    pub fn probe_size(&self, sequence: u32) -> ProbeSize {
-        let turn = usize::try_from(sequence).unwrap_or_default() % MTU_STEPS.len();
+    pub fn is_untried(&self) -> bool {
+        self.step.is_none() && self.tries == 0
+    }
+
+    /// How long the next probe, which has that number, should be.
+    pub fn next_size(&mut self, sequence: u32) -> ProbeSize {
         let step = match self.step {
-            None => Some(turn),
+            None => {
+                self.tries += 1;
+                Some((self.tries - 1) % MTU_STEPS.len())
+            }
             Some(step) if sequence.is_multiple_of(RAISE_EVERY) => Some(step.saturating_sub(1)),
             Some(step) if sequence.is_multiple_of(CHECK_EVERY) => Some(step),
             Some(_) => None,
@@ -95,7 +104,7 @@ impl PathMtu {
 
     /// Forgets what is known.
     pub fn forget(&mut self) {
-        self.step = None;
+        *self = Self::default();
     }
 }
 
@@ -104,21 +113,22 @@ mod tests {
     use super::*;
 
     fn at(step: usize) -> PathMtu {
-        PathMtu { step: Some(step) }
+        PathMtu { step: Some(step), tries: 0 }
     }
 
     #[test]
-    fn an_unknown_path_is_asked_for_every_size_in_turn() {
-        let asked: Vec<_> = (0..5).map(|sequence| PathMtu::default().probe_size(sequence)).collect();
+    fn an_unknown_path_is_asked_for_every_size_from_the_largest_down() {
+        let mut mtu = PathMtu::default();
+        let asked: Vec<_> = (7..12).map(|sequence| mtu.next_size(sequence)).collect();
         assert_eq!(asked, [1500, 1450, 1400, 1280, 1500].map(ProbeSize::Packet));
     }
 
     #[test]
     fn a_known_path_is_asked_for_its_size_now_and_then_and_seldom_for_more() {
-        let asked: Vec<_> = (60..70).map(|sequence| at(2).probe_size(sequence)).collect();
+        let asked: Vec<_> = (60..70).map(|sequence| at(2).next_size(sequence)).collect();
         let (short, own, more) = (ProbeSize::Shortest, ProbeSize::Packet(1400), ProbeSize::Packet(1450));
         assert_eq!(asked, [own, short, short, short, more, short, short, short, own, short]);
-        assert_eq!(at(0).probe_size(64), ProbeSize::Packet(1500));
+        assert_eq!(at(0).next_size(64), ProbeSize::Packet(1500));
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub struct Quality {
     /// The newest last. At most [`REMEMBERED`].
     sent: VecDeque<Sent>,
     next: u32,
+    last_sent: Option<Duration>,
     round_trip: Option<Duration>,
     answers: u32,
     doubted_at: Option<Duration>,
@@ -57,8 +58,14 @@ pub struct Quality {
 impl Quality {
     /// Notes a probe that is about to be sent and returns its sequence number and length.
     pub fn note_sent(&mut self, now: Duration) -> (u32, ProbeSize) {
-        let (sequence, size) = (self.next, self.mtu.probe_size(self.next));
+        let sequence = self.next;
+        // Nobody gets long datagrams before he has answered a short one: the address may be a stranger's.
+        let size = match self.round_trip {
+            None => ProbeSize::Shortest,
+            Some(_) => self.mtu.next_size(sequence),
+        };
         self.next = self.next.wrapping_add(1);
+        self.last_sent = Some(now);
         if self.sent.len() == REMEMBERED {
             self.sent.pop_front();
         }
@@ -92,10 +99,11 @@ impl Quality {
         self.doubted_at = self.doubted_at.or(Some(now));
     }
 
-    /// Whether a doubt waits for its first probe.
+    /// Whether a probe is due at once: a doubt waits for its first one, or the first answer for the first long one.
     #[must_use]
     pub fn wants_probe(&self) -> bool {
-        self.doubted_at.is_some_and(|doubted| self.last_sent().is_none_or(|last| last < doubted))
+        let doubted = self.doubted_at.is_some_and(|doubted| self.last_sent().is_none_or(|last| last < doubted));
+        doubted || (self.round_trip.is_some() && self.mtu.is_untried())
     }
 
     /// How many probes were answered since the path was new or came back.
@@ -137,7 +145,7 @@ impl Quality {
     /// When the last probe was sent.
     #[must_use]
     pub fn last_sent(&self) -> Option<Duration> {
-        self.sent.back().map(|sent| sent.at)
+        self.last_sent
     }
 
     /// Whether the path carries packets.
@@ -167,7 +175,7 @@ impl Quality {
         if due < FEWEST_FOR_LOSS { 0 } else { lost * 1000 / due }
     }
 
-    /// Forgets what a dead path once was, so that it has to prove itself again.
+    /// Forgets what a dead path once was, so that it has to prove itself again; not when it was probed last.
     pub fn forget(&mut self) {
         self.sent.clear();
         self.mtu.forget();

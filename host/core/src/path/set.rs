@@ -165,8 +165,11 @@ impl PathSet {
         let contenders: Vec<Contender> = self.paths.iter().map(|(id, path)| contender(*id, path, now)).collect();
         let change = self.chooser.decide(now, &contenders);
         for path in self.paths.values_mut().filter(|path| path.quality.health(now) == Health::Dead) {
+            // A path that was never of use, because it carries short packets only, is not worth the haste.
+            if path.quality.mtu_bytes().is_some() {
+                path.eager_until = now + EAGER;
+            }
             path.quality.forget();
-            path.eager_until = now + EAGER;
         }
         change
     }
@@ -236,11 +239,13 @@ impl PathSet {
     }
 }
 
+/// A path whose size is not known yet cannot be used.
 fn contender(id: PathId, path: &Path, now: Duration) -> Contender {
+    let health = path.quality.mtu_bytes().map_or(Health::Untried, |_| path.quality.health(now));
     Contender {
         id,
         is_direct: path.endpoint.is_direct(),
-        health: path.quality.health(now),
+        health,
         answers: path.quality.answers(),
         round_trip: path.quality.round_trip().unwrap_or_default(),
         loss_permille: path.quality.loss_permille(now),

@@ -88,9 +88,9 @@ mod tests {
         ];
         assert_eq!(
             text(&Peers { schema: 1, peers }),
-            "   NODE     SITE   ZONE    PATH    THROUGH                             RTT      REACH                    BLOCKS         REFUSED
-✓  cloud-1  cloud  -       direct  /ip4/203.0.113.7/udp/20006/quic-v1  12.3 ms  tunnel-only              10.244.1.0/24  0
-✗  edge-2   edge   hall-b  none    -                                   -        same-link (192.168.1.5)  -              7
+            "   NODE     SITE   ZONE    PATH    THROUGH                             RTT      PACKETS                                                             REACH                    BLOCKS         REFUSED
+✓  cloud-1  cloud  -       direct  /ip4/203.0.113.7/udp/20006/quic-v1  12.3 ms  datagrams direct 203.0.113.7:20007 (11.9 ms, 1.5 % lost, MTU 1440)  tunnel-only              10.244.1.0/24  0
+✗  edge-2   edge   hall-b  none    -                                   -        -                                                                   same-link (192.168.1.5)  -              7
 "
         );
     }

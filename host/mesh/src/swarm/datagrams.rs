@@ -105,6 +105,7 @@ impl Mesh {
             }
             (DataTopic::Confirm, Ok(Reply::Data(DataAnswer::KeysConfirmed))) => {}
             (topic, outcome) => {
+                let is_lost = outcome.is_err();
                 let reason = match outcome {
                     Ok(Reply::Owner(Answer::Refused { reason })) => reason,
                     Ok(Reply::Owner(Answer::Unsupported { .. })) => "its version knows no datagrams".to_owned(),
@@ -118,9 +119,15 @@ impl Mesh {
                         }
                         self.note_disagreement(id, &reason);
                     }
-                    // The first frame by the new keys confirms as well; endpoints are told again when they change.
-                    DataTopic::Confirm | DataTopic::Endpoints => {
-                        tracing::debug!(peer = %id, ?topic, reason, "a question about datagrams failed");
+                    // What did not arrive is told again; who does not understand it is told no more.
+                    DataTopic::Endpoints => {
+                        if let Some(link) = self.link_mut(id).filter(|_| is_lost) {
+                            link.told = None;
+                        }
+                    }
+                    // The first frame by the new keys confirms as well.
+                    DataTopic::Confirm => {
+                        tracing::debug!(peer = %id, reason, "the confirmation of data keys got lost");
                     }
                 }
             }

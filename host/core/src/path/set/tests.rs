@@ -29,6 +29,8 @@ struct Play {
     network: BTreeMap<Endpoint, Duration>,
     flying: Vec<(Duration, PathId, u32)>,
     carries_packets: bool,
+    /// The longest packet that gets through. **Units** bytes.
+    limit: u16,
     probes: usize,
     changes: Vec<(Duration, Option<Endpoint>, Reason)>,
 }
@@ -39,7 +41,7 @@ impl Play {
         set.tell(Duration::ZERO, told);
         let network = network.iter().map(|(endpoint, delay)| (endpoint.clone(), ms(*delay))).collect();
         let (flying, changes) = (Vec::new(), Vec::new());
-        Self { set, now: Duration::ZERO, network, flying, carries_packets: true, probes: 0, changes }
+        Self { set, now: Duration::ZERO, network, flying, carries_packets: true, limit: 1500, probes: 0, changes }
     }
 
     /// Plays that long, in ticks.
@@ -57,7 +59,12 @@ impl Play {
             }
             let due = self.set.due_probes(now, self.carries_packets);
             self.probes += due.len();
-            let answers = due.iter().filter_map(|probe| {
+            let limit = self.limit;
+            let passes = |probe: &&ProbeOrder| match probe.size {
+                ProbeSize::Shortest => true,
+                ProbeSize::Packet(bytes) => bytes <= limit,
+            };
+            let answers = due.iter().filter(passes).filter_map(|probe| {
                 self.network.get(&probe.endpoint).map(|delay| (now + *delay, probe.path, probe.sequence))
             });
             self.flying.extend(answers);
@@ -123,6 +130,28 @@ fn a_path_that_comes_back_is_used_again() {
     play.run(QUIET_INTERVAL + ms(5000));
     assert_eq!(play.current(), Some(direct(1)));
     assert!(matches!(play.changes.last().unwrap().2, Reason::Better { .. }));
+}
+
+#[test]
+fn a_path_below_the_smallest_size_is_never_used_and_seldom_probed() {
+    let mut play = Play::new(&[direct(1)], &[(direct(1), 20)]);
+    play.limit = 1200;
+    play.run(ms(10_000));
+    let before = play.probes;
+    play.run(ms(60_000));
+    assert_eq!(play.current(), None);
+    assert!(play.probes - before <= 50, "{}", play.probes - before);
+    play.limit = 1300;
+    play.run(QUIET_INTERVAL + ms(3000));
+    assert_eq!((play.current(), play.set.current_mtu_bytes()), (Some(direct(1)), Some(1280)));
+}
+
+#[test]
+fn strangers_get_short_probes_only() {
+    let mut set = PathSet::default();
+    set.tell(Duration::ZERO, &[direct(1)]);
+    let sizes = (0..100).flat_map(|tick| set.due_probes(ms(tick * 200), true)).map(|probe| probe.size);
+    assert!(sizes.into_iter().all(|size| size == ProbeSize::Shortest));
 }
 
 #[test]
