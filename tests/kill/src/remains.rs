@@ -69,6 +69,6 @@ fn notes_folder(node: &Node) -> std::path::PathBuf {
 pub fn states(node: &Node, container_id: &str) -> Result<Vec<String>> {
     let ipam = node.ctl(&["ipam"])?;
     let leases = ipam["leases"].as_array().context("an answer without leases")?;
-    let own = leases.iter().filter(|lease| lease["container_id"] == Value::from(container_id));
+    let own = leases.iter().filter(|lease| lease["container_id"] == container_id);
     Ok(own.map(|lease| lease["state"].as_str().unwrap_or_default().to_owned()).collect())
 }
