@@ -119,9 +119,6 @@ impl Forwards {
             if !is_ours || Datagram::new_checked(datagram).is_err() {
                 return Err(ForwardError::Refused);
             }
-            if let Some(prefix) = datagram.first_chunk_mut() {
-                *prefix = after;
-            }
         }
         let mut seen = own.seen();
         seen.at = Some(from);
@@ -130,7 +127,11 @@ impl Forwards {
         }
         // One lock at a time: the ends may send to each other at once.
         drop(seen);
-        other.seen().at.ok_or(ForwardError::Waiting)
+        let to = other.seen().at.ok_or(ForwardError::Waiting)?;
+        for prefix in datagrams.chunks_mut(stride.max(1)).filter_map(|datagram| datagram.first_chunk_mut()) {
+            *prefix = after;
+        }
+        Ok(to)
     }
 
     fn find(&self, index: RelayIndex) -> Option<&Slot> {

@@ -1,3 +1,5 @@
+//! Joining undoes cutting, and joins nothing else.
+
 use culvert_core::packet::VNET_HEADER_BYTES;
 use proptest::prelude::*;
 

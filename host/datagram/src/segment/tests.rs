@@ -1,3 +1,5 @@
+//! Cutting makes whole packets of the path's size, and refuses what is none.
+
 use proptest::prelude::*;
 
 use super::*;

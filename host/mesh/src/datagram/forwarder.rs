@@ -46,6 +46,12 @@ impl Forwarder {
             Err(ForwardError::Unknown) => return false,
             Err(ForwardError::Refused) => self.counters.dropped_relay_refused.add(count),
             Err(ForwardError::Waiting) => self.counters.dropped_relay_waiting.add(count),
+            // As many as the quota allows pass, however the kernel joined them.
+            Err(ForwardError::OverQuota) if count > 1 => {
+                for datagram in datagrams.chunks_mut(stride) {
+                    self.takes(datagram, stride, from);
+                }
+            }
             Err(ForwardError::OverQuota) => self.counters.dropped_relay_quota.add(count),
             Ok(to) => match self.socket.send(datagrams, stride, to) {
                 Ok(()) => {

@@ -125,6 +125,7 @@ mod tests {
         let bare = vec![[10.0, 20.0, 100.0, 0.0], [20.0, 40.0, 50.0, 0.0], [10.0, 20.0, 100.0, 0.0]];
         let datagrams = vec![[5.0, 10.0, 200.0, 1.0], [16.0, 20.0, 100.0, 1.5], [5.0, 10.0, 200.0, 1.0]];
         let table = table(&[bare, datagrams, Vec::new()]);
+        let table = table.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(table.contains("5.00 (0.50×) ┆ 10.00 (0.50×)"), "{table}");
         assert!(table.contains("200.00 (2.00×) ┆ 1.00"), "{table}");
         assert!(table.contains("not measured"), "{table}");

@@ -243,6 +243,11 @@ impl Attacker {
 fn ipv4(source: [u8; 4], destination: [u8; 4], protocol: u8, rest: &[u8]) -> Vec<u8> {
     let mut bytes = crate::tests::node::record(source, destination, rest)[10..].to_vec();
     bytes[9] = protocol;
+    bytes[10..12].fill(0);
+    let sum: u32 = bytes[..20].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap();
+    bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
     bytes
 }
 
