@@ -135,7 +135,7 @@ impl Store {
     /// Opens or creates `state.db` in `folder`.
     ///
     /// A file that is damaged anywhere is renamed aside (`state.db.damaged`) and a new one is made of those of its rows
-    /// that are whole: the node starts, and repairs itself from the kernel, the runtime's results and the mesh.
+    /// that are whole: the node starts, and repairs itself from the kernel and the mesh.
     ///
     /// **Errors** when neither works.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {

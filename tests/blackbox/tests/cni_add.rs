@@ -249,6 +249,27 @@ fn the_result_of_plugins_before_is_kept_in_front_whatever_its_version() {
 }
 
 #[test]
+fn a_second_add_after_another_plugin_is_refused_and_changes_nothing() {
+    let single = NODE.running().unwrap();
+    let sandbox = Sandbox::new(&single, "till").unwrap();
+    let pod = sandbox.namespace().name();
+    single.node().namespace().ip(&format!("link add foreign0 up type veth peer name eth0 netns {pod}")).unwrap();
+    let previous = json!({
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "foreign0"}, {"name": "eth0", "sandbox": sandbox.namespace().path()}],
+        "ips": [{"address": "10.99.0.2/24", "interface": 1}],
+    });
+    let ports = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+    let sandbox = sandbox.with("prevResult", previous).asking("portMappings", ports);
+    sandbox.attach().unwrap();
+    let before = snapshot(&single, &sandbox);
+    refusal(&sandbox.add().unwrap(), 100, &[sandbox.id(), "eth0"]).unwrap();
+    assert_eq!(before.difference(&snapshot(&single, &sandbox)), Vec::<String>::new());
+    sandbox.del().unwrap().success().unwrap();
+    single.node().namespace().ip("link delete foreign0").unwrap();
+}
+
+#[test]
 fn pods_come_and_go_without_changing_the_bridges_hardware_address() {
     let single = NODE.running().unwrap();
     let mac = || {

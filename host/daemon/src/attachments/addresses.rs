@@ -179,15 +179,13 @@ impl AttachmentsOwner {
         let _asked_already = self.parts.low.try_send(family);
     }
 
-    /// Releases every address of an attachment and lets them rest.
-    pub(super) fn release_addresses(&mut self, key: &AttachmentKey) {
-        let now = now_ms();
-        for address in self.leases.release(key, now) {
-            let released = LeaseRow { address, state: LeaseState::Released(now), reserved_for: None };
-            // Its own row says for whom it is kept.
-            let row = self.leases.row(address).unwrap_or(released);
+    /// Records that every address of an attachment is given back, and rests from now on.
+    pub(super) fn record_release(&self, key: &AttachmentKey, now_ms: u64) {
+        for address in self.leases.addresses_of(key) {
+            let reserved_for = self.leases.row(address).and_then(|row| row.reserved_for);
             // For whom an address is kept must survive power loss; when it was released need not.
-            let durability = if row.reserved_for.is_some() { Durability::Power } else { Durability::Process };
+            let durability = if reserved_for.is_some() { Durability::Power } else { Durability::Process };
+            let row = LeaseRow { address, state: LeaseState::Released(now_ms), reserved_for };
             if let Err(error) = self.parts.store.put(Kind::Released, &address.to_string(), &row, durability) {
                 tracing::warn!(%address, %error, "a release could not be recorded; the address may be reused sooner");
             }

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 
 use super::addresses::Taker;
-use super::{AddRequest, AttachmentError, AttachmentsOwner};
+use super::{AddRequest, AttachmentError, AttachmentsOwner, now_ms};
 use crate::store::{Durability, Kind};
 
 impl AttachmentsOwner {
@@ -129,9 +129,12 @@ impl AttachmentsOwner {
 
     /// Releases the addresses of an attachment and drops its record.
     ///
-    /// A record that cannot be removed is kept, and its addresses with it: read again at the next start, it would claim
-    /// an address that somebody else has by then. The next look tries again.
+    /// The release is written first: whoever dies in between must still let the addresses rest. A record that cannot be
+    /// removed is kept, and its addresses with it: read again at the next start, it would claim an address that somebody
+    /// else has by then. The next look tries again.
     pub(super) fn forget(&mut self, key: &AttachmentKey) {
+        let now = now_ms();
+        self.record_release(key, now);
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.state = AttachmentState::Deleting;
             if let Err(error) = self.parts.store.remove(Kind::Attachment, &key.to_string(), Durability::Process) {
@@ -139,7 +142,7 @@ impl AttachmentsOwner {
                 return;
             }
         }
-        self.release_addresses(key);
+        self.leases.release(key, now);
         self.attachments.remove(key);
     }
 

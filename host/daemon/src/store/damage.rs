@@ -22,7 +22,7 @@ pub(super) fn open_whole(path: &Path) -> rusqlite::Result<Connection> {
     }
     match definitions(&connection)?.as_slice() {
         [] => connection.execute_batch(TABLE)?,
-        [table] if table == TABLE => {}
+        [table] if table.split_whitespace().eq(TABLE.split_whitespace()) => {}
         _ => return Err(damaged("its table is defined otherwise")),
     }
     if let Some(key) = rows(&connection)?.iter().find(|row| !row.is_whole()).map(|row| row.key.clone()) {
