@@ -111,6 +111,9 @@ async fn run_async(config: Arc<Config>) -> anyhow::Result<()> {
     stop_admin.send_replace(true);
     let _admin_ended = tokio::time::timeout(GOODBYE, admin).await;
     let _mesh_ended = tokio::time::timeout(GOODBYE, node.mesh.shutdown()).await;
+    if let Err(error) = parts.store.settle() {
+        tracing::warn!(%error, "the state stays in two files; the next start reads both");
+    }
     Ok(())
 }
 

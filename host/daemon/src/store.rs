@@ -79,7 +79,9 @@ pub enum Durability {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file cannot be opened or is not a database of ours.
-    #[error("cannot open the state {path}: {source}; check the folder's permissions and free space")]
+    #[error(
+        "cannot open the state {path}: {source}; check the folder's permissions, free space, and that the disk is writable"
+    )]
     Open {
         /// The file.
         path: PathBuf,
@@ -187,6 +189,13 @@ impl Store {
         });
         kill_point(|| format!("after removing {}", kind.text()));
         removed
+    }
+
+    /// Moves everything from the log into the file, so that the file alone is the state.
+    ///
+    /// **Errors** when the disk refuses; then the log stays, and is read at the next start.
+    pub fn settle(&self) -> Result<(), StoreError> {
+        damage::settle(&self.lock()).map_err(|source| StoreError::Statement { what: "write", source })
     }
 
     /// Reads a row, if it is there and whole.

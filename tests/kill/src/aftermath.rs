@@ -123,9 +123,11 @@ fn strike(lane: &mut Lane, subject: &mut Subject, point: &Point) -> Result<Struc
                 // An idle daemon came by there too: that is no point of this scene.
                 return Ok(Struck { answer: None, shim_killed: false, acknowledged: false, daemon_died: false });
             }
-            let struck = strike_daemon(lane, subject, scene);
+            let struck = strike_daemon(lane, subject, scene)?;
             tracer.finish()?;
-            struck
+            // One that comes by only now dies too, and is started again; the scene was over.
+            lane.single.node_mut().ends_within(Duration::ZERO)?;
+            Ok(struck)
         }
         (Victim::Daemon, Place::Named(name)) => {
             let target = lane.points().join("target");
@@ -215,6 +217,8 @@ fn take_in(lane: &mut Lane, subject: &mut Subject, point: &Point, struck: &Struc
 }
 
 fn add_again(lane: &mut Lane, subject: &mut Subject, known: Known) -> Result<()> {
+    // A DEL that found no daemon has taken the interface away, whoever made it.
+    lane.prepare(subject)?;
     let before = lane.remains()?;
     let answer = lane.run(subject, &lane.call(subject, "ADD"))?;
     if answer.status == Some(0) {

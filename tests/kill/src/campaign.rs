@@ -1,6 +1,6 @@
 //! The whole run: record, choose, and try on several nodes side by side until enough points were reached.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use culvert_lab::binaries::Binaries;
 use crate::aftermath::{Outcome, attempt, build_for};
 use crate::choice::{Trial, trials};
 use crate::lane::{Lane, expect_places_only_in_the_test_build};
-use crate::point::Point;
+use crate::point::{Point, Spot};
 use crate::recording::{Recording, record};
 use crate::report::{Finding, Report};
 use crate::scene::Aftermath;
@@ -19,6 +19,8 @@ use crate::scene::Aftermath;
 const CHOICE: usize = 48;
 /// Trials for each point that is wanted, after which a run gives up.
 const PATIENCE: u64 = 3;
+/// Trials at the end for each spot that chance left out.
+const TRIALS_OF_A_SPOT: usize = 8;
 /// Findings after which a run ends: more of them say nothing new.
 const ENOUGH_FINDINGS: usize = 20;
 
@@ -40,6 +42,8 @@ struct Shared {
     reached: BTreeSet<Point>,
     report: Report,
     left: u64,
+    /// What must be covered, each with the trials that it got at the end.
+    wanted: BTreeMap<Spot, usize>,
 }
 
 /// Runs a campaign; `tell` hears how many points were reached, now and then.
@@ -56,7 +60,9 @@ pub fn run(options: Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Report> {
     let report = Report { seed: options.seed, ..Report::default() };
     let source = Box::new(trials(&recording.points, options.seed));
     let left = options.points.saturating_mul(PATIENCE);
-    let shared = Mutex::new(Shared { queue: VecDeque::new(), source, reached: BTreeSet::new(), report, left });
+    let wanted = recording.spots.iter().map(|spot| (spot.clone(), 0)).collect();
+    let (queue, reached) = (VecDeque::new(), BTreeSet::new());
+    let shared = Mutex::new(Shared { queue, source, reached, report, left, wanted });
     let lanes = std::thread::scope(|scope| {
         let mut first = Some(first);
         let lanes = (0..options.lanes.max(1)).map(|_| {
@@ -116,9 +122,11 @@ fn work(lane: Option<Lane>, shared: &Mutex<Shared>, options: Options, tell: &(dy
 /// The next trial for a lane; `None` when it is over.
 fn next(shared: &Mutex<Shared>, lane: &Lane, options: Options) -> Option<Trial> {
     let mut held = lock(shared);
-    let over = held.report.reached >= options.points || held.report.findings.len() >= ENOUGH_FINDINGS;
-    if over || held.left == 0 {
+    if held.report.findings.len() >= ENOUGH_FINDINGS || held.left == 0 {
         return None;
+    }
+    if held.report.reached >= options.points {
+        return held.left_out();
     }
     held.left -= 1;
     while held.queue.len() < CHOICE {
@@ -131,6 +139,15 @@ fn next(shared: &Mutex<Shared>, lane: &Lane, options: Options) -> Option<Trial> 
 }
 
 impl Shared {
+    /// A trial of a spot that no trial has hit yet, as long as there is hope.
+    fn left_out(&mut self) -> Option<Trial> {
+        let hit: BTreeSet<&Spot> = self.reached.iter().map(|point| &point.spot).collect();
+        let mut missing = self.wanted.iter_mut().filter(|(spot, _)| !hit.contains(spot));
+        let (spot, tries) = missing.find(|(_, tries)| **tries < TRIALS_OF_A_SPOT)?;
+        *tries += 1;
+        Some(Trial { point: Point { spot: spot.clone(), ordinal: 1 }, turn: *tries })
+    }
+
     fn note(&mut self, trial: &Trial, outcome: Option<Outcome>, what: Option<String>) {
         let aftermath = Aftermath::of_turn(trial.turn);
         match outcome {

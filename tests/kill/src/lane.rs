@@ -11,7 +11,7 @@ use culvert_lab::{Sandbox, SingleNode, wait};
 use serde_json::{Value, json};
 
 use crate::ledger::Ledger;
-use crate::remains::{Remains, states};
+use crate::remains::{Remains, notes_folder, states};
 use crate::scene::Scene;
 
 /// How long a released address rests on these nodes: long enough to see one given too early, short enough that a block
@@ -81,6 +81,8 @@ impl Lane {
         single.node_mut().configuration_mut()["ipam"]["quarantineSeconds"] = json!(REST.as_secs());
         std::fs::create_dir_all(single.node().folder().join("results"))?;
         std::fs::create_dir_all(single.node().folder().join(TEST_BUILD))?;
+        // From the first DEL without a daemon on it is there, and is looked into.
+        std::fs::create_dir_all(notes_folder(single.node()))?;
         single.node_mut().ensure_running()?;
         let residents = residents(&single)?;
         let pod = Sandbox::new(&single, "under-test")?;
@@ -168,7 +170,7 @@ impl Lane {
         Ok(answer)
     }
 
-    /// What has to be there before an ADD.
+    /// What has to be there before an ADD, made unless it is there.
     ///
     /// **Errors** `ip` fails.
     pub fn prepare(&self, subject: &Subject) -> Result<()> {
@@ -176,6 +178,9 @@ impl Lane {
             return Ok(());
         }
         let (node, pod) = (self.single.node().namespace(), self.pod.namespace().name());
+        if node.ip("-o link show")?.contains(FOREIGN_LINK) {
+            return Ok(());
+        }
         node.ip(&format!("link add {FOREIGN_LINK} up type veth peer name eth0 netns {pod}")).map(drop)
     }
 

@@ -13,6 +13,9 @@ use crate::scene::{Scene, Sight};
 /// How often each scene is recorded: what the daemon does by the way is not in every recording.
 const RECORDINGS: usize = 2;
 
+/// The most passings of a place that are points: beyond them are threads that do the same all day.
+const MOST_PASSINGS: u64 = 40;
+
 /// What was recorded.
 #[derive(Clone, Debug, Default)]
 pub struct Recording {
@@ -51,7 +54,7 @@ impl Recording {
             };
             let spot = Spot { scene, victim, place };
             let most = seen.iter().filter_map(|counts| counts.get(name)).max().copied().unwrap_or_default();
-            self.points.extend((1..=most).map(|ordinal| Point { spot: spot.clone(), ordinal }));
+            self.points.extend((1..=most.min(MOST_PASSINGS)).map(|ordinal| Point { spot: spot.clone(), ordinal }));
             if seen.iter().all(|counts| counts.contains_key(name)) {
                 self.spots.insert(spot);
             }
@@ -88,7 +91,9 @@ fn shim_calls(lane: &mut Lane, subject: &Subject, scene: Scene) -> Result<BTreeM
     let call = lane.call(subject, verb).through(strace::words(&log, None));
     lane.run(subject, &call)?.success()?;
     let calls = strace::calls(&std::fs::read_to_string(&log)?);
-    Ok(calls.into_iter().map(|((_, name), count)| (name, count)).collect())
+    // Before it executes the shim, the process is still strace.
+    let own = calls.into_iter().filter(|((_, name), _)| name != "execve");
+    Ok(own.map(|((_, name), count)| (name, count)).collect())
 }
 
 /// The most that any thread of the daemon does; programs that it executes do not count.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use culvert_lab::{Node, Snapshot, wait};
-use serde_json::Value;
 
 /// How long the node may take to look as it did: reports of the kernel and the daemon's own routes need a moment.
 /// Far below the minute after which the daemon looks for leftovers by itself.
@@ -59,7 +58,8 @@ impl Remains {
 }
 
 /// Where the shim leaves notes of pods that it deleted alone.
-fn notes_folder(node: &Node) -> std::path::PathBuf {
+#[must_use]
+pub fn notes_folder(node: &Node) -> std::path::PathBuf {
     node.cni_socket().parent().unwrap_or(Path::new("/")).join("deleted")
 }
 

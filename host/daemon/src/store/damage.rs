@@ -3,16 +3,24 @@
 //! Everything is looked at when it is opened: the tree of pages by SQLite, the definition of the table, and the checksum
 //! of every row. A few hundred rows take milliseconds.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, ffi, params};
 
 use super::{Kind, TABLE, checksum};
 
+/// **Units** bytes. The header of a file. **Source** SQLite, file format, section 1.3.
+const HEAD_BYTES: usize = 100;
+/// The version that files with a write-ahead log have.
+const WAL: u8 = 2;
+
 /// Opens or creates a file that is whole.
 ///
 /// **Errors** [`is_damage`] when it is not.
 pub(super) fn open_whole(path: &Path) -> rusqlite::Result<Connection> {
+    let was_empty = look_at_head(path)?;
     let connection = Connection::open(path)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
@@ -21,7 +29,7 @@ pub(super) fn open_whole(path: &Path) -> rusqlite::Result<Connection> {
         return Err(damaged(&verdict));
     }
     match definitions(&connection)?.as_slice() {
-        [] => connection.execute_batch(TABLE)?,
+        [] if was_empty => connection.execute_batch(TABLE)?,
         [table] if table.split_whitespace().eq(TABLE.split_whitespace()) => {}
         _ => return Err(damaged("its table is defined otherwise")),
     }
@@ -29,6 +37,35 @@ pub(super) fn open_whole(path: &Path) -> rusqlite::Result<Connection> {
         return Err(damaged(&format!("the row {key:?} has a wrong checksum")));
     }
     Ok(connection)
+}
+
+/// Whether there is no file yet, or nothing in it.
+///
+/// **Errors** [`is_damage`] when SQLite would take it for a file of a later version, which it only reads, or, cut short,
+/// for an empty one.
+fn look_at_head(path: &Path) -> rusqlite::Result<bool> {
+    let mut head = [0; HEAD_BYTES];
+    // What cannot be read is for SQLite to say.
+    let Ok(mut file) = File::open(path) else { return Ok(true) };
+    let Ok(metadata) = file.metadata() else { return Ok(true) };
+    if metadata.len() == 0 {
+        return Ok(true);
+    }
+    if file.read_exact(&mut head).is_err() {
+        return Err(damaged("it is cut short"));
+    }
+    let [write_version, read_version] = [head[18], head[19]];
+    if write_version != WAL || read_version != WAL {
+        return Err(damaged("its header is not ours"));
+    }
+    Ok(false)
+}
+
+/// Moves everything from the log into the file.
+///
+/// **Errors** the disk refuses.
+pub(super) fn settle(connection: &Connection) -> rusqlite::Result<()> {
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
 }
 
 /// Whether an error says that the file is not what we wrote.
