@@ -8,7 +8,7 @@ mod way;
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use culvert_lab::pod::Family;
@@ -48,8 +48,9 @@ pub(super) fn measure() -> Result<Measured> {
         let mut rounds: [Vec<Round>; Way::ALL.len()] = Default::default();
         for _ in 0..ROUNDS {
             for (way, measured) in Way::ALL.into_iter().zip(&mut rounds) {
-                let taken = way.take(&sides, &here, &there)?;
-                measured.push(round(&sides, &here, &there)?);
+                let named = || format!("the way is {}", way.name());
+                let taken = way.take(&sides, &here, &there).with_context(named)?;
+                measured.push(round(&sides, &here, &there).with_context(named)?);
                 taken.prove()?;
             }
         }

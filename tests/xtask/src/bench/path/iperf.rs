@@ -60,14 +60,19 @@ impl Transfer {
 pub(super) fn transfer(from: &Namespace, to: IpAddr, streams: u8, time: Duration) -> Result<Transfer> {
     let mut client = from.command(Path::new(PROGRAM));
     client.args(["--json", "--client"]).arg(to.to_string());
+    // Linux's own default, whatever this machine prefers: others guess at the rate, and guess badly on a busy machine.
+    client.args(["--congestion", "cubic"]);
     client.args(["--parallel", &streams.to_string(), "--time", &time.as_secs().to_string()]);
     let label = format!("iperf3 by {streams} streams");
     let answer: Value = serde_json::from_str(&command::finish(client, &label)?)?;
+    if let Some(error) = answer["error"].as_str() {
+        bail!("{label}: {error}");
+    }
     let received = &answer["end"]["sum_received"];
     let number = |field: &str| received[field].as_f64().filter(|value| *value > 0.0);
     let (bytes, seconds) = (number("bytes"), number("seconds"));
     bytes
         .zip(seconds)
         .map(|(bytes, seconds)| Transfer { bytes, seconds })
-        .with_context(|| format!("{label} moved nothing"))
+        .with_context(|| format!("{label} moved nothing: {}", answer["end"]["sum_received"]))
 }
