@@ -70,9 +70,10 @@ pub(super) fn settle(connection: &Connection) -> rusqlite::Result<()> {
 
 /// Whether an error says that the file is not what we wrote.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase, TypeMismatch};
+    // "Unknown" is SQLite's word for everything else, as for a format of the schema that it does not know.
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase, TypeMismatch, Unknown};
     match error.sqlite_error_code() {
-        Some(code) => matches!(code, NotADatabase | DatabaseCorrupt | TypeMismatch),
+        Some(code) => matches!(code, NotADatabase | DatabaseCorrupt | TypeMismatch | Unknown),
         // A value of another type or text that is none: never ours.
         None => !matches!(error, rusqlite::Error::InvalidPath(_)),
     }
