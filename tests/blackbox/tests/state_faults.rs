@@ -81,6 +81,8 @@ fn a_full_disk_refuses_pods_lets_others_go_and_gives_no_address_twice() {
     }
     let got = got.success().unwrap();
     assert_eq!(address(&got, true).unwrap().to_string(), held);
+    // By the time a CHECK is answered the daemon knows that the runtime has the answer to the ADD.
+    third.check(&got).unwrap().success().unwrap();
     single.node_mut().kill().unwrap();
     single.node_mut().ensure_running().unwrap();
     third.check(&got).unwrap().success().unwrap();
@@ -160,7 +162,8 @@ fn a_damaged_row_is_named_and_the_other_pods_are_as_they_were() {
 #[test]
 fn a_state_that_is_no_database_or_gone_does_not_keep_the_daemon_from_starting() {
     let mut single = SingleNode::running().unwrap();
-    let changes: [(&str, fn(&Path)); 3] = [
+    type Change = (&'static str, fn(&Path));
+    let changes: [Change; 3] = [
         ("garbage", |file| std::fs::write(file, vec![0x55; 8192]).unwrap()),
         ("cut", |file| std::fs::write(file, &std::fs::read(file).unwrap()[..5000]).unwrap()),
         ("gone", |file| std::fs::remove_file(file).unwrap()),
