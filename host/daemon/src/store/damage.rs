@@ -24,8 +24,6 @@ pub(super) fn open_whole(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
-    // What cannot be written must not look like a state until the first pod.
-    connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
     let verdict: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
     if verdict != "ok" {
         return Err(damaged(&verdict));
