@@ -68,7 +68,9 @@ pub struct Forwards {
 
 impl Forwards {
     /// Reserves a way for two ends, each with a limit of its own, and returns what each puts before its frames.
-    /// `None` when all 65,536 positions are taken. `random` is an index and a tag for each end.
+    /// `None` when all 65,536 positions are taken.
+    ///
+    /// **Bounds** a limit's burst is at least 64 KiB: what arrives joined passes as one or not at all. `random` is an index and a tag for each end.
     pub fn reserve(&mut self, limit: RateLimit, random: [[u32; 2]; 2]) -> Option<[RelayPrefix; 2]> {
         let mut free = (0..1 << POSITION_BITS).filter(|position| self.is_free(*position));
         let positions = [free.next()?, free.next()?];
