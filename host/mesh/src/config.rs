@@ -96,6 +96,10 @@ pub struct MeshLimits {
     pub relay_circuit_duration: Duration,
     /// **Units** bytes a circuit may carry; 0 is no limit, the default, since packets travel on circuits.
     pub relay_circuit_bytes: u64,
+    /// **Units** bytes a second that one end of a relayed pair may send as datagrams. Default 125,000,000: 1 Gbit/s.
+    pub relay_datagram_bytes_per_second: u64,
+    /// Pairs of one peer for which datagrams are relayed. Default 256, as circuits.
+    pub relay_datagram_pairs_per_peer: usize,
     /// Events that wait for the owner. When they are full, peers' messages wait, and events about
     /// strangers and round trips are left out. Default 1,024.
     pub events: usize,
@@ -119,6 +123,8 @@ impl Default for MeshLimits {
             relay_circuits_per_address_minute: 60_000,
             relay_circuit_duration: Duration::from_secs(365 * 24 * 3600),
             relay_circuit_bytes: 0,
+            relay_datagram_bytes_per_second: 125_000_000,
+            relay_datagram_pairs_per_peer: 256,
             events: 1024,
         }
     }

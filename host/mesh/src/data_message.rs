@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use culvert_core::membership::PeerId;
 use serde::{Deserialize, Serialize};
 
 /// What one mesh asks of another.
@@ -21,6 +22,10 @@ pub(crate) enum DataAsk {
     },
     /// Datagrams may reach me there; where may they reach you?
     DataEndpoints(DataEndpoints),
+    /// To a relay: forward datagrams between me and that peer.
+    ReserveRelay { peer: PeerId },
+    /// From a relay: that peer and you may use this place.
+    RelayReserved { peer: PeerId, place: RelayPlace },
 }
 
 /// What comes back, beside refusals.
@@ -36,6 +41,21 @@ pub(crate) enum DataAnswer {
     KeysConfirmed,
     /// There.
     DataEndpoints(DataEndpoints),
+    /// Use this place.
+    RelayReserved { place: RelayPlace },
+    /// I know now.
+    Noted,
+}
+
+/// One end's place at a relay. See `culvert_datagram::forward`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RelayPlace {
+    /// Where the relay takes datagrams, at the address it is known by.
+    pub(crate) port: u16,
+    /// The place's number.
+    pub(crate) index: u32,
+    /// The place's random number.
+    pub(crate) tag: u32,
 }
 
 /// Where datagrams may reach a node.
@@ -53,15 +73,8 @@ pub(crate) enum DataTopic {
     Offer,
     Confirm,
     Endpoints,
-}
-
-impl DataAsk {
-    /// What it is about.
-    pub(crate) fn topic(&self) -> DataTopic {
-        match self {
-            Self::OfferKeys { .. } => DataTopic::Offer,
-            Self::ConfirmKeys { .. } => DataTopic::Confirm,
-            Self::DataEndpoints(_) => DataTopic::Endpoints,
-        }
-    }
+    /// A place at a relay, for datagrams to that peer.
+    Relay(libp2p::PeerId),
+    /// News of a place.
+    Place,
 }

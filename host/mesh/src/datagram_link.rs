@@ -6,11 +6,13 @@
 //! packet threads ──probes, answers──> paths ──best path─┴──> DatagramPeer ──> packet threads
 //! ```
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use culvert_core::membership::PeerId;
 use culvert_core::path::{Endpoint, Health, PathId, PathSet, ProbeSize, Reason};
 use culvert_datagram::agreement::{Agreement, AgreementError, KeysChanged, Sealing};
 use culvert_datagram::frame::{
@@ -20,7 +22,7 @@ use culvert_datagram::key::SealKey;
 use culvert_datagram::probe::{ANSWER_BYTES, Answer, Probe};
 use zeroize::Zeroizing;
 
-use crate::data_message::DataEndpoints;
+use crate::data_message::{DataEndpoints, RelayPlace};
 use crate::datagram::{DatagramPeer, Outbound, ReceiveKeys, SendKeys};
 use crate::event::DatagramStatus;
 
@@ -29,6 +31,11 @@ const BUSY_FOR: Duration = Duration::from_secs(1);
 
 /// Probes of one peer that are answered between two ticks of 100 ms. Its own paths ask for ten at most.
 const ANSWERS_PER_TICK: u32 = 16;
+
+/// How long a direct path is looked for before relays are asked. Punching two NATs takes a second or two.
+const DIRECT_FIRST: Duration = Duration::from_secs(2);
+/// Between two rounds of asking relays.
+const RELAYS_AGAIN: Duration = Duration::from_secs(5);
 
 /// IP and UDP headers around a frame. **Units** bytes.
 const V4_HEADERS_BYTES: usize = 28;
@@ -62,6 +69,13 @@ pub(crate) struct DatagramLink {
     published_mtu_bytes: Option<u16>,
     busy_at: Option<Duration>,
     answers_left: u32,
+    /// What the peer told of itself last.
+    direct: Vec<Endpoint>,
+    /// Its places at relays.
+    relays: BTreeMap<PeerId, Endpoint>,
+    /// Since when packets could go by datagrams, and go by no direct path.
+    indirect_since: Option<Duration>,
+    relays_asked_at: Option<Duration>,
     /// What the peer was told last of where datagrams reach this node.
     pub(crate) told: Option<DataEndpoints>,
 }
@@ -78,6 +92,10 @@ impl DatagramLink {
             published_mtu_bytes: None,
             busy_at: None,
             answers_left: ANSWERS_PER_TICK,
+            direct: Vec::new(),
+            relays: BTreeMap::new(),
+            indirect_since: None,
+            relays_asked_at: None,
             told: None,
         }
     }
@@ -133,8 +151,45 @@ impl DatagramLink {
 
     /// Takes over where the peer says that datagrams reach it.
     pub(crate) fn on_told(&mut self, now: Duration, endpoints: &[SocketAddr]) {
-        let endpoints: Vec<Endpoint> = endpoints.iter().copied().map(Endpoint::Direct).collect();
-        self.paths.tell(now, &endpoints);
+        self.direct = endpoints.iter().copied().map(Endpoint::Direct).collect();
+        self.tell_paths(now);
+    }
+
+    /// Whether places at relays should be asked for now: no direct path was found for a while.
+    pub(crate) fn seeks_relays(&mut self, now: Duration) -> bool {
+        let is_direct = self.probe_key.is_none() || self.paths.current().is_some_and(Endpoint::is_direct);
+        let since = if is_direct { None } else { Some(self.indirect_since.unwrap_or(now)) };
+        self.indirect_since = since;
+        let waited = since.is_some_and(|since| now.saturating_sub(since) >= DIRECT_FIRST);
+        let rested = self.relays_asked_at.is_none_or(|at| now.saturating_sub(at) >= RELAYS_AGAIN);
+        if waited && rested {
+            self.relays_asked_at = Some(now);
+        }
+        waited && rested
+    }
+
+    /// Whether there is a place at that relay.
+    pub(crate) fn has_place(&self, relay: &PeerId) -> bool {
+        self.relays.contains_key(relay)
+    }
+
+    /// A place at a relay, `at` which it takes datagrams.
+    pub(crate) fn on_place(&mut self, now: Duration, relay: PeerId, at: SocketAddr, place: RelayPlace) {
+        let endpoint = Endpoint::Relayed { relay: relay.clone(), at, index: place.index, tag: place.tag };
+        self.relays.insert(relay, endpoint);
+        self.tell_paths(now);
+    }
+
+    /// The place at that relay is gone.
+    pub(crate) fn forget_relay(&mut self, now: Duration, relay: &PeerId) {
+        if self.relays.remove(relay).is_some() {
+            self.tell_paths(now);
+        }
+    }
+
+    fn tell_paths(&mut self, now: Duration) {
+        let told: Vec<Endpoint> = self.relays.values().chain(&self.direct).cloned().collect();
+        self.paths.tell(now, &told);
     }
 
     /// An authentic packet came from there.

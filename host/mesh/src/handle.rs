@@ -30,7 +30,7 @@ use crate::probe::Prober;
 use crate::proof::Purpose;
 use crate::record::CountersignedRecord;
 use crate::relay::{Relay, RelayError};
-use crate::swarm::{Audience, Command, Inputs, MAX_WAITING, Mesh, Published};
+use crate::swarm::{Audience, Command, Inputs, MAX_WAITING, Mesh, Published, RelayLimits};
 use crate::transport;
 
 /// Our handlers never ask for more than this; libp2p's own streams are opened one at a time.
@@ -160,6 +160,11 @@ pub fn start(
         tun,
         terms,
         own_endpoints,
+        reservations: Default::default(),
+        relay_limits: RelayLimits {
+            pairs_per_peer: limits.relay_datagram_pairs_per_peer,
+            bytes_per_second: limits.relay_datagram_bytes_per_second,
+        },
         started: now,
         ticks: 0,
         events,

@@ -75,10 +75,6 @@ impl DatagramEnds {
     }
 
     /// Reserves a way through this node for two ends; `None` when there are too many.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "relays forward already; who may reserve is agreed on control streams")
-    )]
     pub(crate) fn reserve(&self, limit: RateLimit, random: [[u32; 2]; 2]) -> Option<[RelayPrefix; 2]> {
         let mut forwards = Forwards::clone(&self.forwards.load());
         let ends = forwards.reserve(limit, random)?;
@@ -87,10 +83,6 @@ impl DatagramEnds {
     }
 
     /// Ends a reservation for both ends.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "relays forward already; who may reserve is agreed on control streams")
-    )]
     pub(crate) fn release(&self, end: RelayPrefix) {
         let mut forwards = Forwards::clone(&self.forwards.load());
         forwards.release(end);

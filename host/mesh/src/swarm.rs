@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use culvert_core::membership;
 use culvert_datagram::agreement::Terms;
+use culvert_datagram::frame::RelayPrefix;
 use futures::StreamExt as _;
 use libp2p::swarm::ConnectionId;
 use libp2p::{PeerId, Stream, Swarm};
@@ -43,6 +44,7 @@ mod commands;
 mod datagrams;
 mod dialing;
 mod events;
+mod relayed;
 mod streams;
 
 /// How often dials, reservations and spare connections are looked at.
@@ -112,6 +114,13 @@ pub(crate) struct Dial {
 /// A peer's status with its live count of refused packets.
 pub(crate) type CountedStatus = (PeerStatus, Arc<Count>);
 
+/// What one peer may use of this node as a relay of datagrams.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RelayLimits {
+    pub(crate) pairs_per_peer: usize,
+    pub(crate) bytes_per_second: u64,
+}
+
 /// What others may read at any time.
 #[derive(Clone, Default)]
 pub(crate) struct Published {
@@ -147,6 +156,9 @@ pub(crate) struct Mesh {
     pub(crate) terms: Option<Arc<Terms>>,
     /// Where datagrams reach this node; there with a TUN.
     pub(crate) own_endpoints: Option<OwnEndpoints>,
+    /// Pairs of peers that this node forwards datagrams between, the lower id first, with the place of each.
+    pub(crate) reservations: BTreeMap<(PeerId, PeerId), [RelayPrefix; 2]>,
+    pub(crate) relay_limits: RelayLimits,
     pub(crate) started: Instant,
     pub(crate) ticks: u32,
     pub(crate) events: mpsc::Sender<MeshEvent>,

@@ -213,3 +213,42 @@ fn a_flood_of_probes_is_answered_in_part_only() {
     wire.run(1);
     assert!(wire.b.link.on_probe(now, from, None, &payload).is_some());
 }
+
+#[test]
+fn relays_are_sought_when_no_direct_path_is_found_for_a_while() {
+    let mut wire = Wire::new();
+    wire.tell();
+    assert!(!wire.a.link.seeks_relays(wire.now), "without keys no datagram goes anywhere");
+    wire.agree();
+    wire.is_cut = true;
+    let mut asked = Vec::new();
+    for tick in 0..100 {
+        wire.run(1);
+        asked.extend(wire.a.link.seeks_relays(wire.now).then_some(tick));
+    }
+    assert_eq!(asked, [20, 70]);
+    wire.is_cut = false;
+    wire.run(200);
+    assert!(!wire.a.link.seeks_relays(wire.now), "there is a direct path");
+}
+
+#[test]
+fn a_place_at_a_relay_is_one_more_path_until_the_relay_goes() {
+    let mut wire = Wire::new();
+    wire.agree();
+    let (relay, at) = (PeerId("relay".into()), SocketAddr::from(([203, 0, 113, 1], 7)));
+    wire.a.link.on_place(wire.now, relay.clone(), at, RelayPlace { port: 7, index: 5, tag: 6 });
+    assert!(wire.a.link.has_place(&relay));
+    let (ready, _) = wire.a.link.on_tick(wire.now);
+    let prefix = RelayPrefix { index: RelayIndex::new(5), tag: 6 };
+    assert_eq!(
+        ready.iter().map(|ready| (ready.to, &ready.bytes[..8])).collect::<Vec<_>>(),
+        [(at, &prefix.encode()[..])]
+    );
+    wire.a.link.on_told(wire.now, &[wire.b.address]);
+    assert!(wire.a.link.has_place(&relay));
+    wire.a.link.forget_relay(wire.now, &relay);
+    wire.now += Duration::from_secs(60);
+    let (ready, _) = wire.a.link.on_tick(wire.now);
+    assert_eq!(ready.iter().map(|ready| ready.to).collect::<Vec<_>>(), [wire.b.address]);
+}

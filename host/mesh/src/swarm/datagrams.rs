@@ -62,8 +62,9 @@ impl Mesh {
         }
         self.tell_endpoints(id);
         if let Some(offer) = self.link_mut(id).and_then(|link| link.offer(now)) {
-            self.ask_data(id, DataAsk::OfferKeys { offer });
+            self.ask_data(id, DataTopic::Offer, DataAsk::OfferKeys { offer });
         }
+        self.seek_relays(id);
     }
 
     /// The peer's process is another one.
@@ -84,6 +85,8 @@ impl Mesh {
                 self.answer_by_link(id, |link| link.on_confirm(now, &confirm).map(|()| DataAnswer::KeysConfirmed))
             }
             DataAsk::DataEndpoints(told) => self.on_endpoints(id, &told).ok_or_else(no_datagrams),
+            DataAsk::ReserveRelay { peer } => self.reserve_relay(id, &peer),
+            DataAsk::RelayReserved { peer, place } => self.on_relay_reserved(id, &peer, place),
         };
         // The peer may have stopped waiting.
         let _ = reply.send(answer.map_or_else(|reason| Reply::Owner(Answer::Refused { reason }), Reply::Data));
@@ -96,14 +99,18 @@ impl Mesh {
             (DataTopic::Offer, Ok(Reply::Data(DataAnswer::KeysAccepted { accept }))) => {
                 let Some(link) = self.link_mut(id) else { return };
                 match link.on_accept(now, &accept) {
-                    Ok(confirm) => self.ask_data(id, DataAsk::ConfirmKeys { confirm }),
+                    Ok(confirm) => self.ask_data(id, DataTopic::Confirm, DataAsk::ConfirmKeys { confirm }),
                     Err(error) => self.note_disagreement(id, &error.to_string()),
                 }
             }
             (DataTopic::Endpoints, Ok(Reply::Data(DataAnswer::DataEndpoints(told)))) => {
                 self.take_endpoints(id, &told);
             }
-            (DataTopic::Confirm, Ok(Reply::Data(DataAnswer::KeysConfirmed))) => {}
+            (DataTopic::Relay(peer), Ok(Reply::Data(DataAnswer::RelayReserved { place }))) => {
+                self.take_place(id, peer, place);
+            }
+            (DataTopic::Confirm, Ok(Reply::Data(DataAnswer::KeysConfirmed)))
+            | (DataTopic::Place, Ok(Reply::Data(DataAnswer::Noted))) => {}
             (topic, outcome) => {
                 let is_lost = outcome.is_err();
                 let reason = match outcome {
@@ -125,9 +132,9 @@ impl Mesh {
                             link.told = None;
                         }
                     }
-                    // The first frame by the new keys confirms as well.
-                    DataTopic::Confirm => {
-                        tracing::debug!(peer = %id, reason, "the confirmation of data keys got lost");
+                    // The first frame by the new keys confirms as well, and places are asked for again.
+                    DataTopic::Confirm | DataTopic::Relay(_) | DataTopic::Place => {
+                        tracing::debug!(peer = %id, ?topic, reason, "a question about datagrams failed");
                     }
                 }
             }
@@ -156,7 +163,7 @@ impl Mesh {
         let Some(endpoints) = self.endpoints_for(id) else { return };
         let Some(link) = self.link_mut(id).filter(|link| link.told.as_ref() != Some(&endpoints)) else { return };
         link.told = Some(endpoints.clone());
-        self.ask_data(id, DataAsk::DataEndpoints(endpoints));
+        self.ask_data(id, DataTopic::Endpoints, DataAsk::DataEndpoints(endpoints));
     }
 
     fn endpoints_for(&self, id: PeerId) -> Option<DataEndpoints> {
@@ -195,9 +202,9 @@ impl Mesh {
         }
     }
 
-    fn ask_data(&mut self, id: PeerId, ask: DataAsk) {
+    pub(super) fn ask_data(&mut self, id: PeerId, topic: DataTopic, ask: DataAsk) {
         let (reply, outcome) = oneshot::channel();
-        let (topic, reports) = (ask.topic(), self.reports.clone());
+        let reports = self.reports.clone();
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let name = peer.name.clone();
         // A full queue drops the question, and with it `reply`: that is the outcome.
@@ -231,7 +238,7 @@ impl Mesh {
         }
     }
 
-    fn link_mut(&mut self, id: PeerId) -> Option<&mut DatagramLink> {
+    pub(super) fn link_mut(&mut self, id: PeerId) -> Option<&mut DatagramLink> {
         self.peers.get_mut(&id)?.data.as_mut()?.link.as_mut()
     }
 
@@ -241,7 +248,7 @@ impl Mesh {
     }
 }
 
-fn no_datagrams() -> String {
+pub(super) fn no_datagrams() -> String {
     "this node carries no datagrams".to_owned()
 }
 

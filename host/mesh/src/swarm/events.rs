@@ -147,7 +147,11 @@ impl Mesh {
                 self.tell(MeshEvent::Disconnected { peer: to_core(&id) });
             }
         }
+        if lost {
+            self.release_relays(id);
+        }
         if lost_directly {
+            self.forget_places(id);
             self.relays.iter_mut().filter(|relay| relay.peer == Some(id)).for_each(|relay| relay.lost(now));
         }
         self.tend_streams(id, now);

@@ -240,6 +240,11 @@ pub(super) fn free_port() -> u16 {
 
 /// The table of the node at `local`: node k holds `blocks[k]`, and everything else goes by tunnel.
 pub(crate) fn table(local: usize, nodes: &[(PeerId, Vec<&str>)]) -> TunnelTable {
+    table_of(local, nodes, &["10.244.0.0/16", "fd10::/16"])
+}
+
+/// The same in a cluster that has these prefixes.
+pub(super) fn table_of(local: usize, nodes: &[(PeerId, Vec<&str>)], prefixes: &[&str]) -> TunnelTable {
     let name = |position: usize| format!("node-{position}");
     let topology = Topology {
         generation: 1,
@@ -254,7 +259,7 @@ pub(crate) fn table(local: usize, nodes: &[(PeerId, Vec<&str>)]) -> TunnelTable 
                 ..Node::default()
             })
             .collect(),
-        cluster_prefixes: vec!["10.244.0.0/16".parse().unwrap(), "fd10::/16".parse().unwrap()],
+        cluster_prefixes: prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect(),
         service_prefixes: Vec::new(),
     };
     let routes = topology.nodes.iter().enumerate().flat_map(|(position, node)| {

@@ -4,8 +4,8 @@
 use culvert_core::membership::PeerId;
 use culvert_core::path::Endpoint;
 
-use super::node::{Plan, TestNode, connect, eventually, record, table};
-use crate::DatagramStatus;
+use super::node::{Plan, TestNode, connect, eventually, record, table, table_of};
+use crate::{DatagramStatus, MeshEvent, PeerEndpoint, PeerPath};
 
 fn with_tun() -> Plan {
     Plan { with_tun: true, ..Plan::default() }
@@ -99,4 +99,50 @@ async fn nodes_whose_first_keys_differ_still_agree_while_both_have_both() {
     let (one, two) = pair([older, newer]).await;
     wait_datagrams(&one, &two).await;
     exchange(&one, &two).await;
+}
+
+/// Two nodes that only a relay reaches. Every address is one of the pod network, so that none is tried directly.
+async fn relayed_pair(relay: &TestNode) -> (TestNode, TestNode) {
+    let known = relay.as_relay(true).await;
+    let plan = || Plan { relays: vec![known.clone()], ..with_tun() };
+    let (mut one, mut two) = (TestNode::start(plan()), TestNode::start(plan()));
+    let everything = vec!["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"];
+    let nodes = [
+        (one.id(), vec!["10.244.1.0/24"]),
+        (two.id(), vec!["10.244.2.0/24"]),
+        (PeerId("third".into()), everything.clone()),
+    ];
+    one.table.store(table_of(0, &nodes, &everything).into());
+    two.table.store(table_of(1, &nodes, &everything).into());
+    for node in [&mut one, &mut two] {
+        node.wait(|event| matches!(event, MeshEvent::RelayReady { .. }).then_some(())).await;
+    }
+    for (node, peer) in [(&one, two.id()), (&two, one.id())] {
+        node.mesh.set_peers(vec![PeerEndpoint { peer, addresses: Vec::new() }]).await;
+    }
+    let through = PeerPath::Relayed { relay: relay.id() };
+    assert_eq!(one.wait_connected(&two.id()).await, through);
+    assert_eq!(two.wait_connected(&one.id()).await, through);
+    (one, two)
+}
+
+fn is_relayed_by(status: &DatagramStatus, by: &PeerId) -> bool {
+    matches!(&status.endpoint, Endpoint::Relayed { relay, .. } if relay == by)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_without_a_direct_path_send_datagrams_through_their_relay_until_it_goes() {
+    let relay = TestNode::start(Plan { serve_relay: true, ..with_tun() });
+    let (one, two) = relayed_pair(&relay).await;
+    for (node, peer) in [(&one, two.id()), (&two, one.id())] {
+        let status = eventually(|| datagrams(node, &peer)).await;
+        assert!(is_relayed_by(&status, &relay.id()), "{status:?}");
+        assert_eq!(status.mtu_bytes, 1432);
+    }
+    let before = relay.mesh.counters().relayed_datagrams;
+    exchange(&one, &two).await;
+    assert!(relay.mesh.counters().relayed_datagrams >= before + 2);
+    assert_eq!(relay.mesh.counters().packets_in, 0);
+    relay.stop().await;
+    eventually(|| datagrams(&one, &two.id()).is_none().then_some(())).await;
 }
