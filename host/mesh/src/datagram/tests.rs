@@ -26,9 +26,11 @@ async fn packets_of_both_families_go_both_ways_in_order() {
             assert_eq!(to.receive(0), packet);
         }
     }
-    let (sent, came) = (one.counters.snapshot(), two.counters.snapshot());
-    assert_eq!((sent.packets_out, sent.bytes_out), (200, 100 * (120 + 240)));
+    // A burst is counted after it was sent, a batch after it was written.
+    eventually(|| (one.counters.snapshot().bytes_out == 100 * (120 + 240)).then_some(())).await;
     eventually(|| (two.counters.snapshot().packets_in == 200).then_some(())).await;
+    let (sent, came) = (one.counters.snapshot(), two.counters.snapshot());
+    assert_eq!(sent.packets_out, 200);
     assert_eq!(came.list().iter().filter(|(name, count)| name.starts_with("dropped") && *count > 0).count(), 0);
 }
 
@@ -103,7 +105,7 @@ async fn a_peer_with_keys_can_neither_spoof_nor_replay() {
     assert_eq!(two.receive(0)[10..], record(ONE, TWO, b"honest")[10..]);
     let counted = two.counters.snapshot();
     assert_eq!((counted.dropped_frame_replayed, counted.dropped_foreign_source), (ATTEMPTS, ATTEMPTS));
-    assert_eq!(counted.packets_in, 2);
+    eventually(|| (two.counters.snapshot().packets_in == 2).then_some(())).await;
 }
 
 #[tokio::test]
@@ -205,17 +207,21 @@ async fn a_relay_forwards_between_two_ends_and_reads_nothing() {
             (&one, &two, tcp_super_packet(ONE, TWO, 1_360)),
         ] {
             from.send(0, &packet);
-            assert_eq!(to.receive(0)[10..30], packet[10..30]);
+            let came = to.receive(0);
+            // Length and addresses: the kernel's own fields of a super-packet are filled in on the way.
+            assert_eq!((came.len(), &came[22..30]), (packet.len(), &packet[22..30]));
         }
     }
+    eventually(|| (relay.counters.snapshot().relayed_datagrams == 150).then_some(())).await;
     let counted = relay.counters.snapshot();
-    assert_eq!((counted.dropped_relay_waiting, counted.relayed_datagrams, counted.packets_in), (1, 150, 0));
+    assert_eq!((counted.dropped_relay_waiting, counted.packets_in), (1, 0));
     // Packets by the way that is in use are no news.
     assert!(one.notices.try_recv().is_err() && two.notices.try_recv().is_err());
     relay.release(first);
     one.send(0, &record(ONE, TWO, b"after"));
-    // Now the frame is for the relay itself, which never gave out that number.
-    eventually(|| (relay.counters.snapshot().dropped_frame_unknown == 1).then_some(())).await;
+    // Now the frame is for the relay itself, which gave that number to somebody else, without keys.
+    relay.wait_dropped(2).await;
+    assert_eq!(relay.counters.snapshot().dropped_frame_no_key, 1);
 }
 
 #[tokio::test]
@@ -227,11 +233,13 @@ async fn a_relay_holds_each_end_to_its_share() {
     two.send_through(&relay, second);
     two.send(0, &record(TWO, ONE, b"here"));
     relay.wait_dropped(1).await;
-    for _ in 0..10 {
-        one.send(0, &record(ONE, TWO, &[1; 400]));
-    }
+    let packet = record(ONE, TWO, &[1; 400]);
     for _ in 0..4 {
-        assert_eq!(two.receive(0), record(ONE, TWO, &[1; 400]));
+        one.send(0, &packet);
+        assert_eq!(two.receive(0), packet);
+    }
+    for _ in 0..6 {
+        one.send(0, &packet);
     }
     relay.wait_dropped(7).await;
     assert_eq!(relay.counters.snapshot().dropped_relay_quota, 6);
